@@ -1,0 +1,109 @@
+# All that these targets ask for is Python 3.11 or newer, GNU make 3.81 or newer, a POSIX sh and a package index.
+
+ARGS   ?=
+JOBS   ?= auto
+PYTHON ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run dev check format lock clean gone
+.NOTPARALLEL:
+
+V   := .venv/bin
+OXY := $(V)/python -m proxy
+PIP := $(V)/python -u -m pip --disable-pip-version-check
+
+help:  ## list the targets
+	@echo 'make TARGET [ARGS="--port 9000"]'
+	@sed -n 's/^\([a-z]*\):.*  ## /  \1	/p' Makefile
+	@echo 'ARGS is handed to oxy (demo, run, dev), pytest (check) or uv (lock). PYTHON=... chooses the interpreter of a new .venv.'
+
+# `exec` puts the proxy in the place of the recipe's shell: Ctrl-C and SIGTERM reach it, and its exit status is make's.
+
+demo: .venv/.run  ## start the proxy in front of an embedded stand-in for the OpenAI API: no key, no network
+	@exec $(OXY) --demo $(ARGS)
+
+run: .venv/.run  ## start the proxy, with settings from the environment, .env.local and .env
+	@exec $(OXY) $(ARGS)
+
+dev: .venv/.dev  ## the same as run, and start it anew when proxy/ or an .env file changes
+	@exec $(V)/watchfiles --sigint-timeout 3 '$(OXY) $(ARGS)' proxy $(wildcard .env .env.local)
+
+check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the same
+	@began=$$(date +%s); times=; \
+	step() { \
+		name=$$1; shift; start=$$(date +%s); echo "== $$name"; "$$@" || exit $$?; \
+		times="$$times$$name $$(($$(date +%s) - start)) s, "; \
+	}; \
+	step format $(V)/ruff format --check .; \
+	step lint $(V)/ruff check .; \
+	step types $(V)/mypy --strict proxy tests; \
+	step tests $(V)/python -m pytest -n $(JOBS) --timeout 60 --cov --cov-report=term $(ARGS); \
+	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
+
+format: .venv/.dev  ## format the code, sort its imports, apply ruff's safe fixes
+	@$(V)/ruff check --fix-only .
+	@$(V)/ruff format .
+
+lock: .venv/.made  ## pin in requirements/ the newest versions that pyproject.toml allows
+	@$(call install,requirements/lock.txt)
+	@$(call compile,pyproject.toml,run)
+	@$(call compile,--group pyproject.toml:build,build)
+	@$(call compile,--group pyproject.toml:lock,lock)
+	@$(call compile,pyproject.toml --group dev --constraints requirements/run.txt,dev)
+
+clean:  ## remove what can be made again: .venv, caches, reports
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	find . \( -name .git -o -name .venv -o -name node_modules \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# Set-up. Each stamp in .venv stands for a finished step, done again only when what it was made from has changed.
+
+.venv/.run: .venv/.made requirements/build.txt requirements/run.txt pyproject.toml
+	@$(call install,requirements/build.txt requirements/run.txt)
+	@$(install_oxy)
+	@touch $@
+
+.venv/.dev: .venv/.made requirements/dev.txt pyproject.toml
+	@$(call install,requirements/dev.txt)
+	@$(install_oxy)
+	@touch .venv/.run $@
+
+# A .venv whose interpreter is gone (a system upgrade) is made anew.
+.venv/.made: $(if $(wildcard $(V)/python),,gone)
+	@old=; bare=; \
+	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+		version=$$($$python -c 'import sys; print(".".join(map(str, sys.version_info[:3])))' 2>/dev/null) || continue; \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { old="$${old:+$$old, }$$python ($$version)"; continue; }; \
+		$$python -c 'import ensurepip, venv' 2>/dev/null || { bare="$${bare:+$$bare, }$$python ($$version)"; continue; }; \
+		echo "Creating .venv with Python $$version"; \
+		$$python -m venv --clear .venv && touch $@ && exit; \
+		exit 1; \
+	done; \
+	if [ "$$bare" ]; then \
+		echo "Found $$bare, but without the modules venv and ensurepip (Debian and Ubuntu: apt install python3-venv)."; \
+	else \
+		echo "Oxy needs Python 3.11 or newer and found $${old:-none}. Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; \
+	fi >&2; \
+	exit 1
+
+# One line for each package as it arrives, overwritten by the next one on a terminal; pip's own complaints pass on stderr.
+define install
+	echo "Installing what $(1) pins"; \
+	rm -f .venv/.failed; n=0; total=$$(cat $(1) | grep -c '^[a-z].*=='); [ -t 1 ] && end='\r' || end='\n'; \
+	{ $(PIP) install --require-hashes $(addprefix -r ,$(1)) || touch .venv/.failed; } | while read -r word name rest; do \
+		case "$$word $$name" in \
+			Collecting*) n=$$((n + 1)); printf "  %2d/%d %-40s$$end" $$n $$total "$$name" ;; \
+			Requirement* | Ignoring*) n=$$((n + 1)) ;; \
+			'Installing collected') printf '  %-46s\n' 'all here, unpacking them' ;; \
+		esac; \
+	done; \
+	[ ! -e .venv/.failed ]
+endef
+
+install_oxy = $(PIP) install --quiet --no-deps --no-build-isolation --editable .
+
+# Hashes of every platform's files go in; no address does, so that anyone's index or mirror will serve.
+define compile
+	echo "Pinning requirements/$(2).txt"; \
+	$(V)/uv pip compile $(1) --output-file requirements/$(2).txt --quiet --upgrade --generate-hashes --no-emit-index-url \
+		--universal --python-version 3.11 --python $(V)/python --system-certs --custom-compile-command 'make lock' $(ARGS)
+endef

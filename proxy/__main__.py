@@ -1,0 +1,85 @@
+"""The command line: `oxy`, or `python -m proxy`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from proxy import __version__
+from proxy.server import CannotListen, listen, serve
+from proxy.settings import BadSettings, load
+
+OPTIONS = {
+    "host": ("OXY_HOST", "the address to listen on (default 0.0.0.0: all interfaces)"),
+    "port": ("OXY_PORT", "the port to listen on (default 18443; 0: any free one)"),
+    "target": ("OXY_TARGET", "where calls go (default https://api.openai.com)"),
+    "workers": ("PROXY_WORKERS", "how many processes share the work (default 1)"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the proxy; return its exit status: 0 after an ordered stop, 1 if it cannot listen, 2 for bad settings."""
+    options = parser().parse_args(arguments)
+    given = {name: value for option, (name, _) in OPTIONS.items() if (value := getattr(options, option)) is not None}
+    try:
+        settings = load({**os.environ, **given, **(demo() if options.demo else {})}, Path.cwd())
+        sock = listen(settings.host, settings.port)
+    except (BadSettings, CannotListen) as problem:
+        print(f"oxy: {problem}", file=sys.stderr)
+        return 2 if isinstance(problem, BadSettings) else 1
+    if options.demo:
+        print(invitation(sock.getsockname()[1]), flush=True)
+    serve(settings, sock)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    described = argparse.ArgumentParser(
+        prog="oxy",
+        description="A transparent streaming reverse proxy for the OpenAI API. "
+        "Settings come from the environment, .env.local and .env; options override them.",
+    )
+    for option, (name, text) in OPTIONS.items():
+        described.add_argument(f"--{option}", metavar=option.upper(), help=f"{text}; overrides {name}")
+    described.add_argument("--demo", action="store_true", help="put the proxy before a stand-in of the API, to try it")
+    described.add_argument("--version", action="version", version=f"oxy {__version__}")
+    return described
+
+
+def demo() -> dict[str, str]:
+    """Start the stand-in of the API; return the settings that put the proxy before it, in swap mode."""
+    from proxy.demo import CLIENT_KEY, UPSTREAM_KEY, start_demo  # not loaded by those who do not ask for it
+
+    return {
+        "OXY_TARGET": start_demo(),
+        "OPENAI_API_KEY": UPSTREAM_KEY,
+        "PROXY_X_API_KEY": CLIENT_KEY,
+        "PROXY_OPEN": "0",
+    }
+
+
+def invitation(port: int) -> str:
+    """Return what `--demo` prints: something to paste into another terminal."""
+    from proxy.demo import CLIENT_KEY
+
+    return f"""
+The demo runs: no OpenAI key, no network, nothing is billed. In another terminal, watch words arrive one by one:
+
+  curl -N http://127.0.0.1:{port}/v1/chat/completions \\
+    -H "Authorization: Bearer {CLIENT_KEY}" -H "Content-Type: application/json" \\
+    -d '{{"model": "gpt-4o-mini", "stream": true, "messages": [{{"role": "user", "content": "Say hello"}}]}}'
+
+Or with an OpenAI SDK, here Python's:
+
+  from openai import OpenAI
+
+  client = OpenAI(base_url="http://127.0.0.1:{port}/v1", api_key="{CLIENT_KEY}")
+  print(client.responses.create(model="gpt-4o-mini", input="Say hello").output_text)
+
+Ctrl-C ends it.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Who may call, and with which credentials the call goes on.
+
+First clean, then sign: `admit` takes the client's key out, the gateway drops the names in `withheld`, and only then is
+`signature` added.
+"""
+
+import hmac
+
+from proxy.errors import Pairs, Unauthorized
+from proxy.headers import OPTIONAL_WHITESPACE, first
+from proxy.settings import Settings
+
+CARRIERS = frozenset((b"x-api-key", b"authorization", b"api-key"))
+CREDENTIALS = frozenset((b"authorization", b"api-key"))
+
+
+class Access:
+    """The check at the door, by the mode that the settings put in force (see `Settings.mode`).
+
+    `withheld` are the (lower-case) names of fields that never go upstream in this mode.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._keys = tuple(key.encode() for key in settings.client_keys)
+        self._signature: Pairs = []
+        self._defaults: Pairs = []
+        self.withheld: frozenset[bytes] = frozenset()
+        if settings.openai_api_key:
+            self.withheld = CREDENTIALS
+            self._signature = [(b"authorization", b"Bearer " + settings.openai_api_key.encode())]
+            for name, value in (
+                (b"openai-project", settings.openai_project),
+                (b"openai-organization", settings.openai_organization),
+            ):
+                if value:
+                    self._defaults.append((name, value.encode()))
+
+    def admit(self, pairs: Pairs) -> Pairs:
+        """Return the fields of a request without those that carry a client key; raise `Unauthorized` if none does.
+
+        The key may stand in `X-API-Key`, in `Authorization: Bearer` or in `api-key`. Where nothing is checked, the
+        fields come back as they are.
+        """
+        if not self._keys:
+            return pairs
+        kept = [pair for pair in pairs if pair[0] not in CARRIERS or not self._is_client_key(_shown(*pair))]
+        if len(kept) == len(pairs):
+            raise Unauthorized("the client key is missing or wrong")
+        return kept
+
+    def signature(self, pairs: Pairs) -> Pairs:
+        """Return the credentials to add to a call with these fields."""
+        missing = [pair for pair in self._defaults if first(pairs, pair[0]) is None]
+        return [*self._signature, *missing]
+
+    def _is_client_key(self, given: bytes) -> bool:
+        # Every key is compared, and each in constant time, so that the time tells nothing of which one was near.
+        return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
+
+
+def _shown(name: bytes, value: bytes) -> bytes:
+    """Return the key that a carrier shows: the value, less the scheme where the field has one (RFC 9110 11.4)."""
+    if name == b"authorization":
+        scheme, _, value = value.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return b""
+    return value.strip(OPTIONAL_WHITESPACE)

@@ -1,0 +1,40 @@
+"""Which paths are relayed, where the operator chose to list them."""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+MANY_DECODINGS = 8  # a path that is still percent-encoded after these is refused like one with dot segments
+
+
+class Endpoints:
+    """The list of `PROXY_ENDPOINTS`: path patterns in which `*` stands for any run of characters. Empty: all paths.
+
+    Paths are compared as they were sent, without decoding: an encoded spelling of a listed path is not on the list.
+    """
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        alternatives = (".*".join(map(re.escape, pattern.split("*"))) for pattern in patterns)
+        self._listed = re.compile("|".join(alternatives).encode(), re.DOTALL) if patterns else None
+
+    def include(self, path: bytes) -> bool:
+        """Tell whether this path (no query) may be relayed."""
+        if self._listed is None:
+            return True
+        return self._listed.fullmatch(path) is not None and not has_dot_segments(path)
+
+
+def has_dot_segments(path: bytes) -> bool:
+    """Tell whether an upstream could read `.` or `..` segments in the path, plain, encoded or encoded again.
+
+    Such a path may mean another one than the pattern it matches (RFC 3986 5.2.4).
+    """
+    for _ in range(MANY_DECODINGS):
+        segments = re.split(rb"[/\\]", path)
+        # Some servers cut `;parameters` from a segment before they resolve it.
+        if any(segment.partition(b";")[0] in (b".", b"..") for segment in segments):
+            return True
+        decoded = unquote_to_bytes(path)
+        if decoded == path:
+            return False
+        path = decoded
+    return True

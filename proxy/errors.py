@@ -1,0 +1,92 @@
+"""What can go wrong with an exchange: one class for each failure, its facts as class attributes, one rendering.
+
+A failure is raised where it is known, translated once where a library's exception crosses into our words, and answered
+in one place (`gateway`). Its message goes to the client: it is written here or by the raiser, never taken from a
+library's exception, which may quote a header or a body.
+"""
+
+import json
+from typing import ClassVar
+
+Pairs = list[tuple[bytes, bytes]]
+
+
+class Failure(Exception):
+    """Base of all that ends an exchange other than by relaying an answer.
+
+    Facts, the same for every instance of a class:
+      status  the HTTP status of the answer, or 499 in the log where nobody is left to hear one
+      type    the `error.type` of the JSON body
+      code    the `error.code` of the JSON body
+      result  the word for the log entry
+      headers what the answer carries besides its content type and length
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+    code: ClassVar[str] = "OPENAI_PROXY_INTERNAL"
+    result: ClassVar[str] = "internal_error"
+    headers: Pairs = []  # noqa: RUF012  replaced, never changed
+
+    def body(self, *, request_id: str, incoming_id: str | None) -> bytes:
+        """Return the JSON body: `{"error": {"message", "type", "code", "requestId"[, "incomingRequestId"]}}`."""
+        error = {"message": str(self), "type": self.type, "code": self.code, "requestId": request_id}
+        if incoming_id is not None:
+            error["incomingRequestId"] = incoming_id
+        return json.dumps({"error": error}).encode()
+
+
+class BadRequest(Failure):
+    """The request cannot be sent on, or is not one at all."""
+
+    status, type, code, result = 400, "invalid_request_error", "OPENAI_PROXY_BAD_REQUEST", "validation_error"
+
+
+class Unauthorized(Failure):
+    """A relayed route was called with no client key or a wrong one."""
+
+    status, type, code, result = 401, "unauthorized", "OPENAI_PROXY_UNAUTHORIZED", "forbidden"
+    headers = [(b"www-authenticate", b"Bearer")]  # noqa: RUF012  RFC 9110 11.6.1: a 401 must name a challenge
+
+    def body(self, *, request_id: str, incoming_id: str | None) -> bytes:
+        """Return the one error that keeps its older shape, which clients of such proxies look for."""
+        return b'{"error": "unauthorized"}'
+
+
+class NotFound(Failure):
+    """The path is not on the list of what is relayed."""
+
+    status, type, code, result = 404, "not_found", "OPENAI_PROXY_NOT_FOUND", "validation_error"
+
+
+class MethodNotAllowed(Failure):
+    """A route of the proxy's own was called with a method that it does not offer."""
+
+    status, type, code = 405, "invalid_request_error", "OPENAI_PROXY_METHOD_NOT_ALLOWED"
+    result = "validation_error"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.headers = [(b"allow", allow.encode())]
+
+
+class UpstreamUnreachable(Failure):
+    """No answer, or only a part of one, could be had: DNS, TLS, refused, reset, not HTTP."""
+
+    status, type, code, result = 502, "upstream_transport", "OPENAI_PROXY_TRANSPORT", "upstream_transport"
+
+
+class UpstreamTimeout(Failure):
+    """The upstream took too long to accept a connection, to begin its answer, or to go on with it."""
+
+    status, type, code, result = 504, "upstream_timeout", "OPENAI_PROXY_TIMEOUT", "upstream_timeout"
+
+
+class DownstreamClosed(Failure):
+    """The client hung up; nobody is left to answer."""
+
+    status, type, code, result = 499, "client_cancelled", "OPENAI_PROXY_CANCELLED", "client_cancelled"
+
+
+class Unforeseen(Failure):
+    """Something else went wrong here; the log has the traceback, the client hears only that."""

@@ -1,0 +1,81 @@
+"""The proxy's own pages: the welcome at `/` and `/health`. Neither needs a key or asks the upstream."""
+
+import html
+import time
+from collections.abc import Callable
+from pathlib import Path
+from string import Template
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from proxy import __version__
+from proxy.errors import MethodNotAllowed
+from proxy.exchange import new_id
+from proxy.settings import Mode, Settings
+
+WELCOME = "Welcome to the OpenAI Reverse Proxy!"
+TEMPLATES = Path(__file__).parent / "templates"
+NO_STORE = {"cache-control": "no-store"}
+PAGE_HEADERS = {
+    "vary": "Accept",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+# What stands where an SDK wants an api_key, and what to say about it.
+KEY_HINTS: dict[Mode, tuple[str, str]] = {
+    "transparent": ("your OpenAI key", "Your own key goes through to the API untouched."),
+    "swap": ("your client key", "The client key is checked here and swapped for the server's own key."),
+    "guarded": ("your client key", "Send the client key as X-API-Key and your own OpenAI key as Authorization."),
+    "open": ("any text", "No key is asked for: the server's own key is put in."),
+}
+
+
+class Page:
+    """An ASGI endpoint for one page: GET and HEAD are served, any other method is refused with 405."""
+
+    def __init__(self, render: Callable[[Request], Response]) -> None:
+        self._render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the page."""
+        request = Request(scope)
+        response = self._render(request) if request.method in ("GET", "HEAD") else not_offered(request)
+        await response(scope, receive, send)
+
+
+def not_offered(request: Request) -> Response:
+    """Return the refusal of a method that a page does not offer."""
+    failure = MethodNotAllowed("This page is only to be read", allow="GET, HEAD")
+    body = failure.body(request_id=new_id(), incoming_id=request.headers.get("x-request-id"))
+    headers = {name.decode(): value.decode() for name, value in failure.headers}
+    return Response(body, failure.status, headers, media_type="application/json")
+
+
+def welcome(settings: Settings) -> Page:
+    """Return the page at `/`: HTML for a browser, one line of text for anything that does not ask for HTML."""
+    template = Template((TEMPLATES / "welcome.html").read_text(encoding="utf-8"))
+    api_key, key_hint = KEY_HINTS[settings.mode]
+
+    def render(request: Request) -> Response:
+        if "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse(WELCOME, headers=PAGE_HEADERS)
+        base_url = str(request.base_url).rstrip("/")
+        facts = {"base_url": base_url, "api_key": api_key, "key_hint": key_hint, "version": __version__}
+        page = template.substitute({name: html.escape(fact) for name, fact in facts.items()})
+        return HTMLResponse(page, headers=PAGE_HEADERS)
+
+    return Page(render)
+
+
+def health() -> Page:
+    """Return the page at `/health`: that this process is alive, which version it is, and for how long (seconds)."""
+    began = time.monotonic()
+
+    def render(_: Request) -> Response:
+        uptime = round(time.monotonic() - began, 3)
+        return JSONResponse({"status": "ok", "version": __version__, "uptime": uptime}, headers=NO_STORE)
+
+    return Page(render)

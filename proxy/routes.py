@@ -1,0 +1,55 @@
+"""The routes: which requests are the proxy's own, and how each of the others becomes a call."""
+
+from typing import Protocol
+
+from proxy.access import Access
+from proxy.downstream import Downstream
+from proxy.endpoints import Endpoints
+from proxy.errors import NotFound
+from proxy.exchange import Call
+from proxy.headers import CLIENT_ADDRESS, CLIENT_ADDRESS_PREFIX, END_HERE, append_forwarded_for, outbound
+from proxy.settings import Settings
+
+ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
+
+
+class Route(Protocol):
+    """How a request becomes a call. `shape` raises `Failure` where it does not."""
+
+    name: str
+
+    def shape(self, downstream: Downstream) -> Call: ...
+
+
+class Relay:
+    """Any method, any path: the call is the request, less what ends here, with the credentials put in."""
+
+    name = "relay"
+
+    def __init__(self, settings: Settings, access: Access) -> None:
+        self._access = access
+        self._endpoints = Endpoints(settings.endpoints)
+        self._append = settings.forwarded == "append"
+        self._drop = END_HERE | access.withheld
+        self._prefixes = tuple(prefix.lower().encode() for prefix in settings.hop_header_prefixes)
+        if settings.forwarded == "drop":
+            self._drop |= CLIENT_ADDRESS
+            self._prefixes += (CLIENT_ADDRESS_PREFIX,)
+
+    def shape(self, downstream: Downstream) -> Call:
+        """Check the client's key and the path, then return the call."""
+        admitted = self._access.admit(downstream.headers)
+        target = downstream.target
+        if target.startswith(ALIAS + b"/v1/"):
+            target = target[len(ALIAS) :]
+        if not self._endpoints.include(target.partition(b"?")[0]):
+            raise NotFound("This endpoint is not served here")
+        headers = outbound(admitted, drop=self._drop, prefixes=self._prefixes)
+        if self._append and downstream.client_address:
+            headers = append_forwarded_for(headers, downstream.client_address)
+        return Call(
+            method=downstream.method,
+            target=target,
+            headers=headers + self._access.signature(headers),
+            body=downstream.upload() if downstream.has_body else None,
+        )

@@ -1,0 +1,128 @@
+"""The server: the one file that knows uvicorn. It listens, serves, and ends with status 0 when it is told to stop."""
+
+import logging
+import signal
+import socket
+import sys
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
+
+from proxy import __version__
+from proxy.app import create_app
+from proxy.settings import Settings
+
+BACKLOG = 2048
+ALL_INTERFACES = ("0.0.0.0", "::")
+MODES = {
+    "transparent": "transparent: nothing is checked, each client's own key goes on untouched",
+    "swap": "swap: client keys are checked and replaced by the server's key",
+    "guarded": "guarded: client keys are checked and removed, each client's own Authorization goes on",
+    "open": "open: NOBODY IS ASKED FOR A KEY; whoever reaches the port spends the server's (PROXY_OPEN=1)",
+}
+
+OLD_NEWS = ("returned without completing response", "Unsupported upgrade request", "No supported WebSocket library")
+
+log = logging.getLogger("oxy")
+
+
+class CannotListen(Exception):
+    """The address is taken or not ours; the message says what to do."""
+
+
+class KeepsTarget(HttpToolsProtocol):
+    """uvicorn's protocol, with the request target kept as it came.
+
+    ASGI has only path and query, so that `/v1/models?` could not be told from `/v1/models`.
+    """
+
+    def on_headers_complete(self) -> None:
+        """Add `target` to the scope that the application gets."""
+        super().on_headers_complete()
+        self.scope["target"] = self.url  # type: ignore[typeddict-unknown-key]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; raise `CannotListen` if there can be none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as problem:
+        reason = (problem.strerror or str(problem)).lower()
+        raise CannotListen(
+            f"cannot listen on {host} port {port}: {reason}. Choose another with --host and --port "
+            "(OXY_HOST, OXY_PORT), or stop what uses it"
+        ) from problem
+
+
+def configure(settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application with these settings."""
+    return uvicorn.Config(
+        partial(create_app, settings),
+        factory=True,
+        http=KeepsTarget,
+        ws="none",
+        lifespan="on",
+        workers=settings.workers,
+        proxy_headers=False,  # who is the client is decided by the connection, never by a header
+        server_header=False,  # the upstream's `server` and `date` pass
+        date_header=False,
+        access_log=False,
+        log_config=logging_config(),
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # the loop takes fractions
+        timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
+    )
+
+
+def serve(settings: Settings, sock: socket.socket) -> None:
+    """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
+    config = configure(settings)
+    announce(settings, sock)
+    # uvicorn raises the signal that ended it once more, for the handler that was there before: ours, so that an
+    # ordered stop is status 0 and not -15.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    if settings.workers > 1:
+        Multiprocess(config, sockets=[sock]).run()
+    else:
+        uvicorn.Server(config).run(sockets=[sock])
+
+
+def announce(settings: Settings, sock: socket.socket) -> None:
+    """Write down at start what an operator wants to see at a glance, without a secret."""
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    everywhere = ", reachable on all interfaces of this machine" if host in ALL_INTERFACES else ""
+    log.info("oxy %s listens on http://%s:%s%s", __version__, shown, port, everywhere)
+    log.info("target %s, workers %s", settings.target, settings.workers)
+    log.info("mode %s", MODES[settings.mode])
+    for note in settings.notes:
+        log.warning(note)
+
+
+class OnlyNews(logging.Filter):
+    """Drops what uvicorn says of an answer left torn on purpose, and its advice to install a WebSocket library."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is to be written."""
+        return not any(words in record.msg for words in OLD_NEWS)
+
+
+def logging_config() -> dict[str, Any]:
+    """Return what `logging.config.dictConfig` takes; each worker process applies it anew."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"only-news": {"()": OnlyNews}},
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["only-news"]},
+        },
+        "loggers": {
+            "oxy": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
+            "uvicorn": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+        },
+    }

@@ -1,0 +1,317 @@
+"""Settings: read once, before the port opens; frozen from then on.
+
+Precedence, strongest first: the command line, the environment, `.env.local`, `.env`, the default. An empty value counts
+as unset (compose files pass those). All complaints come at once, in the operator's words and without a secret.
+"""
+
+import difflib
+import io
+import math
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from dotenv.parser import parse_stream
+
+DEFAULT_TARGET = "https://api.openai.com"
+DEFAULT_PORTS = {"http": 80, "https": 443}
+OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
+
+Mode = Literal["transparent", "swap", "guarded", "open"]
+Forwarded = Literal["drop", "append", "pass"]
+T = TypeVar("T")
+NOTHING: tuple[str, ...] = ()
+
+
+class BadSettings(Exception):
+    """The settings are not usable; the message lists every complaint, one to a line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where calls go: `scheme://host[:port]` and the path that stands before every request's own.
+
+    `host` is as it goes into a URL (IPv6 in brackets), `path` has no trailing slash ("" for none).
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @property
+    def authority(self) -> str:
+        """The value of the `Host` field: no port where it is the scheme's own."""
+        return self.host if self.port == DEFAULT_PORTS[self.scheme] else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that the operator chose. Times are seconds; keys never show in `repr`.
+
+    `notes` are things that are no error but that the operator should read at start.
+    """
+
+    target: Target
+    host: str = "0.0.0.0"  # containers and other machines reach it; the start-up log says so
+    port: int = 18443
+    workers: int = 1
+    hop_header_prefixes: tuple[str, ...] = ()
+    openai_api_key: str | None = field(default=None, repr=False)
+    openai_project: str | None = None
+    openai_organization: str | None = None
+    client_keys: tuple[str, ...] = field(default=(), repr=False)
+    open: bool = False
+    endpoints: tuple[str, ...] = ()
+    forwarded: Forwarded = "drop"
+    cors_origins: tuple[str, ...] = ("*",)
+    connect_timeout: float = 30.0
+    upstream_timeout: float = 600.0
+    upstream_max_timeout: float = 900.0
+    keep_alive: float = 900.0
+    shutdown_grace: float = 30.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> Mode:
+        """Which of the four ways of access is in force; it follows from which keys are set."""
+        if self.client_keys:
+            return "swap" if self.openai_api_key else "guarded"
+        return "open" if self.openai_api_key else "transparent"
+
+
+def load(environ: Mapping[str, str], folder: Path) -> Settings:
+    """Read the settings from `environ` and from `.env.local` and `.env` in `folder`.
+
+    Options of the command line are laid over `environ` by the caller. Raises `BadSettings` with every complaint.
+    """
+    reader = Reader(environ, folder)
+    take = reader.take
+    default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", milliseconds, 600.0)
+    settings = Settings(
+        target=take("OXY_TARGET", target, None) or take("OPENAI_BASE_URL", target, target(DEFAULT_TARGET)),
+        host=take("OXY_HOST", str, "0.0.0.0"),
+        port=take("OXY_PORT", port, 18443),
+        workers=take("PROXY_WORKERS", at_least_one, 1),
+        hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", listed, NOTHING),
+        openai_api_key=take("OPENAI_API_KEY", key, None),
+        openai_project=take("OPENAI_PROJECT_KEY", key, None),
+        openai_organization=take("OPENAI_ORGANIZATION", key, None),
+        client_keys=take("PROXY_X_API_KEY", keys, NOTHING) + take("SECURITY_KEY", keys, NOTHING),
+        open=take("PROXY_OPEN", switch, False),
+        endpoints=take("PROXY_ENDPOINTS", patterns, NOTHING),
+        forwarded=take("PROXY_FORWARDED", forwarded, "drop"),
+        cors_origins=take("PROXY_CORS_ORIGINS", listed, ("*",)),
+        connect_timeout=take("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", milliseconds, 30.0),
+        upstream_timeout=default_timeout,
+        # A maximum below the default is raised to it.
+        upstream_max_timeout=max(default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", milliseconds, 900.0)),
+        keep_alive=take("PROXY_KEEP_ALIVE_MS", milliseconds, 900.0),
+        shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", milliseconds, 30.0),
+        notes=tuple(reader.notes()),
+    )
+    complaints = [*reader.complaints, *contradictions(settings)]
+    if complaints:
+        raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
+    return settings
+
+
+def contradictions(settings: Settings) -> Iterator[str]:
+    """Yield what is wrong with settings that are each fine alone."""
+    if settings.mode == "open" and not settings.open:
+        yield (
+            "OPENAI_API_KEY is set, but no client key: anyone who reaches the port could spend it. "
+            "Set PROXY_X_API_KEY (or SECURITY_KEY), or PROXY_OPEN=1 if that is what you want"
+        )
+    if settings.open and settings.client_keys:
+        yield "PROXY_OPEN=1 asks nobody for a key, PROXY_X_API_KEY or SECURITY_KEY sets one: remove one of the two"
+    if settings.openai_api_key in settings.client_keys:
+        yield "a client key is the same as OPENAI_API_KEY: whoever may call would hold the key that costs money"
+    if settings.port and points_at_itself(settings.target, settings.port):
+        yield (
+            f"the target {settings.target} is this proxy itself. OPENAI_BASE_URL is also what SDKs read: "
+            "set OXY_TARGET to where calls are to go, or another OXY_PORT"
+        )
+
+
+def points_at_itself(target: Target, own_port: int) -> bool:
+    """Tell whether a connection to `target` would reach a port of this machine that is `own_port`."""
+    if target.port != own_port:
+        return False
+    try:
+        found = socket.getaddrinfo(target.host.strip("[]"), target.port, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False  # A name that does not resolve is the upstream's trouble, told when a call goes there.
+    return any(_is_local(family, address) for family, _, _, _, address in found)
+
+
+def _is_local(family: socket.AddressFamily, address: tuple[object, ...]) -> bool:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address[0], 0))  # Only an address of this machine can be bound.
+        except OSError:
+            return False
+    return True
+
+
+class Reader:
+    """The layers of settings, and what was wrong with them. `names` are all that were asked for."""
+
+    def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
+        self.complaints: list[str] = []
+        self.names: set[str] = set()
+        self._files = {name: self._read(folder / name) for name in (".env.local", ".env")}
+        self._layers = (environ, *self._files.values())
+
+    def take(self, name: str, parse: Callable[[str], T], default: T) -> T:
+        """Return the strongest value of that name as `parse` understands it, else the default, with a complaint."""
+        self.names.add(name)
+        given = next((value for layer in self._layers if (value := layer.get(name, "").strip())), None)
+        if given is None:
+            return default
+        try:
+            return parse(given)
+        except ValueError as problem:
+            self.complaints.append(f"{name}: {problem}")
+            return default
+
+    def notes(self) -> Iterator[str]:
+        """Yield names in the files that look like ours and are not: a mistyped key must not pass in silence."""
+        for file, values in self._files.items():
+            for name in values:
+                if name.startswith(OUR_PREFIXES) and name not in self.names:
+                    close = difflib.get_close_matches(name, self.names, n=1)
+                    hint = f"; did you mean {close[0]}?" if close else ""
+                    yield f"{file}: {name} is not a setting{hint}"
+
+    def _read(self, path: Path) -> Mapping[str, str]:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as problem:
+            reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
+            self.complaints.append(f"{path.name} cannot be read: {reason}")
+            return {}
+        values = {}
+        for binding in parse_stream(io.StringIO(text)):
+            if binding.error or (binding.key is not None and binding.value is None):
+                self.complaints.append(f"{path.name} line {binding.original.line}: this is not NAME=value")
+            elif binding.key is not None and binding.value is not None:
+                values[binding.key] = binding.value  # as written: a `$` in a key is a `$`
+        return values
+
+
+def target(text: str) -> Target:
+    """Read a target such as `https://api.openai.com` or `http://[::1]:9000/v1`."""
+    try:
+        parts = urlsplit(text)
+        given_port = parts.port
+    except ValueError:
+        raise ValueError("not a URL: write https://host, https://host:port or https://host/path") from None
+    _only_what_a_target_has(parts, text)
+    host = parts.hostname or ""
+    return Target(
+        scheme=parts.scheme,
+        host=f"[{host}]" if ":" in host else _ascii_host(host),
+        port=given_port or DEFAULT_PORTS[parts.scheme],
+        path=parts.path.rstrip("/"),
+    )
+
+
+def _only_what_a_target_has(parts: SplitResult, text: str) -> None:
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ValueError("not an address to call: write https://host, https://host:port or https://host/path")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it holds a user name or password: put the key into OPENAI_API_KEY instead")
+    if "?" in text or "#" in text:
+        raise ValueError("it holds a query or fragment: only scheme, host, port and path belong here")
+    if not re.fullmatch(r"[!-~]*", parts.path):
+        raise ValueError("its path holds a space or a character beyond ASCII: write those percent-encoded")
+
+
+def _ascii_host(host: str) -> str:
+    try:
+        ascii_host = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError("its host name is not one") from None
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", ascii_host):
+        raise ValueError("its host name is not one")
+    return ascii_host
+
+
+def port(text: str) -> int:
+    """Read a port number; 0 lets the system choose a free one."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ValueError("not a port: write a number from 0 to 65535")
+    return int(text)
+
+
+def at_least_one(text: str) -> int:
+    """Read a whole number above zero."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError("write a whole number, 1 or more")
+    return int(text)
+
+
+def milliseconds(text: str) -> float:
+    """Read a time in milliseconds; return seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError("write a number of milliseconds above 0")
+    return value / 1000
+
+
+def switch(text: str) -> bool:
+    """Read a yes or no."""
+    meanings = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    try:
+        return meanings[text.lower()]
+    except KeyError:
+        raise ValueError("write 1 or 0") from None
+
+
+def key(text: str) -> str:
+    """Read something that is to stand in a header: printable ASCII without spaces."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("it holds a space or a character that cannot stand in a header")
+    return text
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Read a list separated by commas."""
+    return tuple(item for piece in text.split(",") if (item := piece.strip()))
+
+
+def keys(text: str) -> tuple[str, ...]:
+    """Read client keys separated by commas: any text, since a convenience request may carry one in its JSON."""
+    if not text.isprintable():
+        raise ValueError("it holds a character that cannot be printed")
+    return listed(text)
+
+
+def patterns(text: str) -> tuple[str, ...]:
+    """Read path patterns separated by commas."""
+    found = listed(text)
+    if wrong := [item for item in found if not item.startswith("/")]:
+        raise ValueError(f"a pattern begins with a slash, as in /v1/images/*: {', '.join(wrong)}")
+    return found
+
+
+def forwarded(text: str) -> Forwarded:
+    """Read what becomes of the headers that name the client's address."""
+    match text.lower():
+        case "drop" | "append" | "pass" as word:
+            return word
+        case _:
+            raise ValueError("write drop, append or pass")

@@ -1,0 +1,127 @@
+"""The far bank: where calls go, with which timeouts, and what its failures are called here.
+
+The transport is called as such (`handle_async_request`), not through a client: a client would add headers, decode
+paths, follow redirects, keep cookies and write a log line of its own. What a plain `httpx.Request` with a base URL
+parsed once, `extensions["target"]` and a stream puts on the wire is what the call says, and nothing else.
+"""
+
+import socket
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import cast
+
+import httpx
+
+from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
+from proxy.exchange import Answer, Call
+from proxy.settings import Settings
+
+# Most specific first; a test holds it against all of httpx's transport exceptions.
+TRANSLATION: tuple[tuple[type[httpx.TransportError], type[Failure], str], ...] = (
+    (httpx.ConnectTimeout, UpstreamTimeout, "Timeout while connecting to the upstream"),
+    (httpx.PoolTimeout, UpstreamTimeout, "Timeout while waiting for a connection to the upstream"),
+    (httpx.WriteTimeout, UpstreamTimeout, "Timeout while sending the request to the upstream"),
+    (httpx.TimeoutException, UpstreamTimeout, "Timeout while waiting for the upstream's response"),
+    (httpx.ConnectError, UpstreamUnreachable, "Could not connect to the upstream"),
+    (httpx.ProxyError, UpstreamUnreachable, "The outbound proxy did not let the connection through"),
+    (httpx.LocalProtocolError, BadRequest, "The request cannot be sent on: a header or the target is malformed"),
+    (httpx.RemoteProtocolError, UpstreamUnreachable, "The upstream's response is not valid HTTP, or ended too early"),
+    (httpx.TransportError, UpstreamUnreachable, "The connection to the upstream broke"),
+)
+
+# A kept connection is given up before common middle boxes drop it in silence.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=60.0)
+SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+
+
+class Upstream:
+    """Sends calls to the one target that the settings name, and nowhere else.
+
+    `transport` stands in for the network in tests that look only at the shape of a call.
+    """
+
+    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        target = settings.target
+        self._transport = transport or httpx.AsyncHTTPTransport(limits=LIMITS, socket_options=SOCKET_OPTIONS)
+        self._url = httpx.URL(str(target))
+        self._host = (b"host", target.authority.encode())
+        self._prefix = target.path.encode()
+        self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
+        self._timeout = {
+            "connect": settings.connect_timeout,
+            "read": settings.upstream_timeout,
+            "write": settings.upstream_timeout,
+            "pool": settings.connect_timeout,
+        }
+
+    async def open(self, call: Call) -> Answer:
+        """Send the call; return its answer when the head is there. Raises `Failure`."""
+        request = httpx.Request(
+            call.method,
+            self._url,
+            headers=[self._host, *call.headers],
+            stream=Body(call.body) if call.body is not None else NOTHING,
+            extensions={"target": self._place(call.target), "timeout": self._timeout},
+        )
+        try:
+            response = await self._transport.handle_async_request(request)
+        except httpx.TransportError as problem:
+            raise translated(problem) from problem
+        answer = HttpxAnswer(response)
+        if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
+            await answer.close()
+            raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")
+        return answer
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
+
+    def _place(self, target: bytes) -> bytes:
+        """Put the target's own path before the request's, but never its last segment twice.
+
+        `OPENAI_BASE_URL` is often written with a `/v1` that the request path brings along too.
+        """
+        if target == b"*":  # RFC 9112 3.2.4: OPTIONS for the server as a whole
+            return target
+        last = self._last_segment
+        if last and target.startswith(last) and target[len(last) : len(last) + 1] in (b"", b"/", b"?"):
+            return self._prefix[: -len(last)] + target
+        return self._prefix + target
+
+
+class Body(httpx.AsyncByteStream):
+    """A call's body in the form that a transport takes."""
+
+    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._chunks)
+
+
+NOTHING = httpx.ByteStream(b"")
+
+
+class HttpxAnswer:
+    """An answer that comes through one of httpx's transports."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.headers: Pairs = response.headers.raw
+        self._stream = cast(httpx.AsyncByteStream, response.stream)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except httpx.TransportError as problem:
+            raise translated(problem) from problem
+
+    async def close(self) -> None:
+        """Give the connection back to the pool, or close it where the answer was not heard to its end."""
+        await self._stream.aclose()
+
+
+def translated(problem: httpx.TransportError) -> Failure:
+    """Return the failure that a transport's exception means here."""
+    return next(failure(message) for kind, failure, message in TRANSLATION if isinstance(problem, kind))

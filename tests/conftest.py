@@ -1,0 +1,126 @@
+"""The stage: an upstream on loopback, the proxy before it on our own server, a client with a socket."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvloop
+from uvicorn.server import ServerState
+
+from proxy.server import configure, listen
+from proxy.settings import Settings, load
+from tests.peers import Peer, Upstream, connect
+
+CLIENT_KEY = "client-key-of-a-test"
+UPSTREAM_KEY = "sk-upstream-key-of-a-test"
+SWAP = {"OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_X_API_KEY": CLIENT_KEY}
+OURS = ("OXY_", "PROXY_", "OPENAI_", "SECURITY_KEY", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on the loop that the proxy runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def clean_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the machine, and no `.env` of the folder that the tests were started in, reaches a test."""
+    for name in os.environ:
+        if name.upper().startswith(OURS):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A proxy that listens."""
+
+    port: int
+    settings: Settings
+    connections: set[object]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def connect(self) -> Peer:
+        return await connect(self.port)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """Serve these settings in this loop, with the configuration that the command line uses."""
+    config = configure(settings)
+    config.load()
+    loop, state = asyncio.get_running_loop(), ServerState()
+    lifespan = config.lifespan_class(config)
+    await lifespan.startup()
+    sock = listen("127.0.0.1", 0)
+
+    def protocol() -> asyncio.Protocol:
+        made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+            config=config, server_state=state, app_state=lifespan.state, _loop=loop
+        )
+        return made
+
+    server = await loop.create_server(protocol, sock=sock)
+    try:
+        yield Running(port=sock.getsockname()[1], settings=settings, connections=state.connections)  # type: ignore[arg-type]
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            await asyncio.wait(state.tasks, timeout=5)
+        await lifespan.shutdown()
+
+
+Start = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream().listening() as listening:
+        yield listening
+
+
+@pytest.fixture
+def start(upstream: Upstream, tmp_path: Path) -> Start:
+    """Start a proxy before the upstream with the given settings (names as in the environment)."""
+
+    def start(**environ: str) -> AbstractAsyncContextManager[Running]:
+        return running(load({"OXY_TARGET": upstream.url, **environ}, tmp_path))
+
+    return start
+
+
+@pytest.fixture
+async def proxy(start: Start) -> AsyncIterator[Running]:
+    """A proxy in swap mode."""
+    async with start(**SWAP) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def transparent(start: Start) -> AsyncIterator[Running]:
+    """A proxy without any key."""
+    async with start() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def client(transparent: Running) -> AsyncIterator[Peer]:
+    """A client of the transparent proxy."""
+    peer = await transparent.connect()
+    yield peer
+    peer.writer.transport.abort()
+
+
+@pytest.fixture(scope="session")
+def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of no meaning to start processes in."""
+    yield tmp_path_factory.mktemp("anywhere")
