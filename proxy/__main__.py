@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from proxy import __version__
-from proxy.server import CannotListen, listen, serve
+from proxy.server import CannotListen, listen, local_url, serve
 from proxy.settings import BadSettings, load
 
 OPTIONS = {
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"oxy: {problem}", file=sys.stderr)
         return 2 if isinstance(problem, BadSettings) else 1
     if options.demo:
-        print(invitation(sock.getsockname()[1]), flush=True)
+        print(invitation(local_url(sock)), flush=True)
     serve(settings, sock)
     return 0
 
@@ -59,14 +59,14 @@ def demo() -> dict[str, str]:
     }
 
 
-def invitation(port: int) -> str:
+def invitation(url: str) -> str:
     """Return what `--demo` prints: something to paste into another terminal."""
     from proxy.demo import CLIENT_KEY
 
     return f"""
 The demo runs: no OpenAI key, no network, nothing is billed. In another terminal, watch words arrive one by one:
 
-  curl -N http://127.0.0.1:{port}/v1/chat/completions \\
+  curl -N {url}/v1/chat/completions \\
     -H "Authorization: Bearer {CLIENT_KEY}" -H "Content-Type: application/json" \\
     -d '{{"model": "gpt-4o-mini", "stream": true, "messages": [{{"role": "user", "content": "Say hello"}}]}}'
 
@@ -74,7 +74,7 @@ Or with an OpenAI SDK, here Python's:
 
   from openai import OpenAI
 
-  client = OpenAI(base_url="http://127.0.0.1:{port}/v1", api_key="{CLIENT_KEY}")
+  client = OpenAI(base_url="{url}/v1", api_key="{CLIENT_KEY}")
   print(client.responses.create(model="gpt-4o-mini", input="Say hello").output_text)
 
 Ctrl-C ends it.

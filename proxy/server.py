@@ -1,9 +1,9 @@
 """The server: the one file that knows uvicorn. It listens, serves, and ends with status 0 when it is told to stop."""
 
+import asyncio
 import logging
 import signal
 import socket
-import sys
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from proxy.app import create_app
 from proxy.settings import Settings
 
 BACKLOG = 2048
-ALL_INTERFACES = ("0.0.0.0", "::")
+ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine finds itself on them
 MODES = {
     "transparent": "transparent: nothing is checked, each client's own key goes on untouched",
     "swap": "swap: client keys are checked and replaced by the server's key",
@@ -51,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as problem:
-        reason = (problem.strerror or str(problem)).lower()
+        reason = (problem.strerror or str(problem)).partition(" (while")[0].lower()
         raise CannotListen(
             f"cannot listen on {host} port {port}: {reason}. Choose another with --host and --port "
             "(OXY_HOST, OXY_PORT), or stop what uses it"
@@ -80,35 +80,51 @@ def configure(settings: Settings) -> uvicorn.Config:
 def serve(settings: Settings, sock: socket.socket) -> None:
     """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
     config = configure(settings)
-    announce(settings, sock)
-    # uvicorn raises the signal that ended it once more, for the handler that was there before: ours, so that an
-    # ordered stop is status 0 and not -15.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
     if settings.workers > 1:
-        Multiprocess(config, sockets=[sock]).run()
+        run = Multiprocess(config, sockets=[sock]).run  # hears signals from here on
     else:
-        uvicorn.Server(config).run(sockets=[sock])
+        server = uvicorn.Server(config)
+        # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
+        # an ordered stop is status 0 and not -15, also where it is ordered before the server is up.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, server.handle_exit)
+        run = partial(server.run, sockets=[sock])
+    announce(settings, sock)
+    run()
 
 
 def announce(settings: Settings, sock: socket.socket) -> None:
     """Write down at start what an operator wants to see at a glance, without a secret."""
     host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     everywhere = ", reachable on all interfaces of this machine" if host in ALL_INTERFACES else ""
-    log.info("oxy %s listens on http://%s:%s%s", __version__, shown, port, everywhere)
+    log.info("oxy %s listens on %s%s", __version__, url(host, port), everywhere)
     log.info("target %s, workers %s", settings.target, settings.workers)
     log.info("mode %s", MODES[settings.mode])
     for note in settings.notes:
         log.warning(note)
 
 
+def local_url(sock: socket.socket) -> str:
+    """Return the URL under which this machine reaches what listens on that socket."""
+    host, port = sock.getsockname()[:2]
+    return url(ALL_INTERFACES.get(host, host), port)
+
+
+def url(host: str, port: int) -> str:
+    """Return the URL of a host, IPv6 in brackets, and a port."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class OnlyNews(logging.Filter):
-    """Drops what uvicorn says of an answer left torn on purpose, and its advice to install a WebSocket library."""
+    """Drops what uvicorn says of an answer left torn on purpose, and its advice to install a WebSocket library.
+
+    Of exchanges that outlast the grace time it drops the tracebacks; that some were cancelled is written all the same.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether the record is to be written."""
-        return not any(words in record.msg for words in OLD_NEWS)
+        cut_off = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+        return not cut_off and not any(words in str(record.msg) for words in OLD_NEWS)
 
 
 def logging_config() -> dict[str, Any]:

@@ -6,6 +6,7 @@ as unset (compose files pass those). All complaints come at once, in the operato
 
 import difflib
 import io
+import ipaddress
 import math
 import re
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 
 DEFAULT_TARGET = "https://api.openai.com"
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -97,14 +98,15 @@ def load(environ: Mapping[str, str], folder: Path) -> Settings:
     default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", milliseconds, 600.0)
     settings = Settings(
         target=take("OXY_TARGET", target, None) or take("OPENAI_BASE_URL", target, target(DEFAULT_TARGET)),
-        host=take("OXY_HOST", str, "0.0.0.0"),
+        host=take("OXY_HOST", address, "0.0.0.0"),
         port=take("OXY_PORT", port, 18443),
         workers=take("PROXY_WORKERS", at_least_one, 1),
         hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", listed, NOTHING),
         openai_api_key=take("OPENAI_API_KEY", key, None),
         openai_project=take("OPENAI_PROJECT_KEY", key, None),
         openai_organization=take("OPENAI_ORGANIZATION", key, None),
-        client_keys=take("PROXY_X_API_KEY", keys, NOTHING) + take("SECURITY_KEY", keys, NOTHING),
+        # Any text: a convenience request may carry a client key in its JSON.
+        client_keys=take("PROXY_X_API_KEY", listed, NOTHING) + take("SECURITY_KEY", listed, NOTHING),
         open=take("PROXY_OPEN", switch, False),
         endpoints=take("PROXY_ENDPOINTS", patterns, NOTHING),
         forwarded=take("PROXY_FORWARDED", forwarded, "drop"),
@@ -177,6 +179,8 @@ class Reader:
         if given is None:
             return default
         try:
+            if not given.isprintable():  # nor could it stand in a header or in a host name
+                raise ValueError("it holds a character that cannot be printed")
             return parse(given)
         except ValueError as problem:
             self.complaints.append(f"{name}: {problem}")
@@ -203,10 +207,16 @@ class Reader:
         values = {}
         for binding in parse_stream(io.StringIO(text)):
             if binding.error or (binding.key is not None and binding.value is None):
-                self.complaints.append(f"{path.name} line {binding.original.line}: this is not NAME=value")
+                self.complaints.append(f"{path.name} line {_line(binding)}: this is not NAME=value")
             elif binding.key is not None and binding.value is not None:
                 values[binding.key] = binding.value  # as written: a `$` in a key is a `$`
         return values
+
+
+def _line(binding: Binding) -> int:
+    """Return where a binding stands; what the parser calls its line is that of the blank ones before it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def target(text: str) -> Target:
@@ -231,6 +241,8 @@ def _only_what_a_target_has(parts: SplitResult, text: str) -> None:
         raise ValueError("not an address to call: write https://host, https://host:port or https://host/path")
     if parts.username is not None or parts.password is not None:
         raise ValueError("it holds a user name or password: put the key into OPENAI_API_KEY instead")
+    if parts.port == 0:
+        raise ValueError("port 0 is none to call")
     if "?" in text or "#" in text:
         raise ValueError("it holds a query or fragment: only scheme, host, port and path belong here")
     if not re.fullmatch(r"[!-~]*", parts.path):
@@ -240,11 +252,24 @@ def _only_what_a_target_has(parts: SplitResult, text: str) -> None:
 def _ascii_host(host: str) -> str:
     try:
         ascii_host = host.encode("idna").decode("ascii")
-    except UnicodeError:
+        if re.fullmatch(r"[0-9.]+", ascii_host):
+            ipaddress.IPv4Address(ascii_host)
+    except ValueError:
         raise ValueError("its host name is not one") from None
     if not re.fullmatch(r"[A-Za-z0-9._-]+", ascii_host):
         raise ValueError("its host name is not one")
     return ascii_host
+
+
+def address(text: str) -> str:
+    """Read an address to listen on: a host name, IPv4, or IPv6 with or without its brackets."""
+    host = text.removeprefix("[").removesuffix("]")
+    if ":" not in host:
+        return _ascii_host(host)
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise ValueError("not an address to listen on (a port belongs into OXY_PORT)") from None
 
 
 def port(text: str) -> int:
@@ -289,22 +314,18 @@ def key(text: str) -> str:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """Read a list separated by commas."""
-    return tuple(item for piece in text.split(",") if (item := piece.strip()))
-
-
-def keys(text: str) -> tuple[str, ...]:
-    """Read client keys separated by commas: any text, since a convenience request may carry one in its JSON."""
-    if not text.isprintable():
-        raise ValueError("it holds a character that cannot be printed")
-    return listed(text)
+    """Read a list separated by commas. One of commas alone is an error: as no list it would let everyone in."""
+    items = tuple(item for piece in text.split(",") if (item := piece.strip()))
+    if not items:
+        raise ValueError("it lists nothing")
+    return items
 
 
 def patterns(text: str) -> tuple[str, ...]:
     """Read path patterns separated by commas."""
     found = listed(text)
-    if wrong := [item for item in found if not item.startswith("/")]:
-        raise ValueError(f"a pattern begins with a slash, as in /v1/images/*: {', '.join(wrong)}")
+    if not all(item.startswith("/") for item in found):
+        raise ValueError("a pattern begins with a slash, as in /v1/images/*")
     return found
 
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from proxy.server import configure, listen
 from proxy.settings import Settings, load
-from tests.peers import Peer, Upstream, connect
+from tests.peers import PATIENCE, Peer, Upstream, connect
 
 CLIENT_KEY = "client-key-of-a-test"
 UPSTREAM_KEY = "sk-upstream-key-of-a-test"
@@ -41,14 +41,15 @@ class Running:
 
     port: int
     settings: Settings
-    connections: set[object]
+    clients: list[Peer] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     async def connect(self) -> Peer:
-        return await connect(self.port)
+        self.clients.append(await connect(self.port))
+        return self.clients[-1]
 
 
 @asynccontextmanager
@@ -68,18 +69,31 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         return made
 
     server = await loop.create_server(protocol, sock=sock)
+    started = Running(port=sock.getsockname()[1], settings=settings)
     try:
-        yield Running(port=sock.getsockname()[1], settings=settings, connections=state.connections)  # type: ignore[arg-type]
+        yield started
     finally:
         server.close()
-        for connection in list(state.connections):
-            connection.transport.abort()
+        for client in started.clients:
+            client.writer.transport.abort()
         if state.tasks:
-            await asyncio.wait(state.tasks, timeout=5)
+            _, hanging = await asyncio.wait(state.tasks, timeout=PATIENCE)
+            assert not hanging, "an exchange outlived its client"
         await lifespan.shutdown()
 
 
 Start = Callable[..., AbstractAsyncContextManager[Running]]
+SettingsOf = Callable[..., Settings]
+
+
+@pytest.fixture
+def settings_of(tmp_path: Path) -> SettingsOf:
+    """Read settings from the given names as from the environment, and from nothing else."""
+
+    def settings_of(**environ: str) -> Settings:
+        return load(environ, tmp_path)
+
+    return settings_of
 
 
 @pytest.fixture
@@ -113,14 +127,6 @@ async def transparent(start: Start) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def client(transparent: Running) -> AsyncIterator[Peer]:
+async def client(transparent: Running) -> Peer:
     """A client of the transparent proxy."""
-    peer = await transparent.connect()
-    yield peer
-    peer.writer.transport.abort()
-
-
-@pytest.fixture(scope="session")
-def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of no meaning to start processes in."""
-    yield tmp_path_factory.mktemp("anywhere")
+    return await transparent.connect()

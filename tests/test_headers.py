@@ -1,0 +1,76 @@
+"""What may cross, as tables over the pure functions."""
+
+import pytest
+
+from proxy.errors import Pairs
+from proxy.headers import END_HERE, append_forwarded_for, first, inbound, outbound
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ([(b"a", b"1"), (b"b", b"2"), (b"a", b"3")], [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]),
+        ([(b"a", b""), (b"a", b" \t"), (b"a", b" x y\t")], [(b"a", b""), (b"a", b""), (b"a", b"x y")]),
+        ([(b"connection", b"keep-alive"), (b"keep-alive", b"timeout=5"), (b"te", b"trailers")], []),
+        ([(b"proxy-connection", b"x"), (b"proxy-authorization", b"x"), (b"trailer", b"x")], []),
+        ([(b"upgrade", b"h2c"), (b"expect", b"100-continue"), (b"host", b"x"), (b"x-api-key", b"x")], []),
+        ([(b"connection", b"X-One , x-two"), (b"x-one", b"1"), (b"x-two", b"2"), (b"x", b"3")], [(b"x", b"3")]),
+        ([(b"x-one", b"1"), (b"connection", b"a"), (b"connection", b"x-one")], []),
+        ([(b"connection", b"content-length"), (b"content-length", b"2")], [(b"content-length", b"2")]),
+        ([(b"transfer-encoding", b"chunked"), (b"a", b"1")], [(b"a", b"1"), (b"transfer-encoding", b"chunked")]),
+        ([(b"transfer-encoding", b"Chunked"), (b"content-length", b"9")], [(b"transfer-encoding", b"chunked")]),
+        (
+            [(b"connection", b"transfer-encoding"), (b"transfer-encoding", b"chunked")],
+            [(b"transfer-encoding", b"chunked")],
+        ),
+        ([(b"x-skip-me", b"1"), (b"x-ski", b"2")], [(b"x-ski", b"2")]),
+        ([(b"cookie", b"a=\xe4"), (b"content-length", b"0")], [(b"cookie", b"a=\xe4"), (b"content-length", b"0")]),
+    ],
+)
+def test_what_of_a_request_goes_on(said: Pairs, heard: Pairs) -> None:
+    assert outbound(said, drop=END_HERE, prefixes=(b"x-skip-",)) == heard
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        (
+            [(b"Set-Cookie", b"a"), (b"X", b""), (b"Set-Cookie", b"b")],
+            [(b"set-cookie", b"a"), (b"x", b""), (b"set-cookie", b"b")],
+        ),
+        (
+            [(b"Connection", b"close"), (b"Keep-Alive", b"x"), (b"Transfer-Encoding", b"chunked"), (b"Trailer", b"x")],
+            [],
+        ),
+        ([(b"Connection", b"X-Internal"), (b"x-internal", b"1"), (b"Date", b"now")], [(b"date", b"now")]),
+        ([(b"Connection", b"content-length"), (b"Content-Length", b"1")], [(b"content-length", b"1")]),
+        (
+            [(b"Proxy-Authenticate", b"Basic"), (b"Server", b"them")],
+            [(b"proxy-authenticate", b"Basic"), (b"server", b"them")],
+        ),
+    ],
+)
+def test_what_of_an_answer_goes_back(said: Pairs, heard: Pairs) -> None:
+    assert inbound(said) == heard
+
+
+def test_neither_direction_changes_what_it_was_given() -> None:
+    said = [(b"connection", b"a"), (b"a", b" 1 "), (b"transfer-encoding", b"chunked")]
+    before = list(said)
+    outbound(said, drop=END_HERE, prefixes=())
+    inbound(said)
+    append_forwarded_for(said, b"1.2.3.4")
+    assert said == before
+
+
+def test_a_clients_address_joins_those_already_listed() -> None:
+    said = [(b"x-forwarded-for", b"1.1.1.1"), (b"a", b"b"), (b"x-forwarded-for", b"2.2.2.2, 3.3.3.3")]
+    assert append_forwarded_for(said, b"4.4.4.4") == [
+        (b"a", b"b"),
+        (b"x-forwarded-for", b"1.1.1.1, 2.2.2.2, 3.3.3.3, 4.4.4.4"),
+    ]
+
+
+def test_the_first_of_several_fields_is_found_or_none() -> None:
+    assert first([(b"a", b"1"), (b"a", b"2")], b"a") == b"1"
+    assert first([], b"a") is None

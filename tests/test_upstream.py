@@ -1,0 +1,130 @@
+"""What goes wrong on the far bank, and what it is called here."""
+
+import json
+import socket
+
+import httpx
+import pytest
+
+from proxy.errors import Failure
+from proxy.upstream import TRANSLATION, translated
+from tests.conftest import Start
+from tests.peers import Upstream, answer, request
+
+
+def every_kind(base: type[httpx.TransportError]) -> list[type[httpx.TransportError]]:
+    return [base, *(deeper for kind in base.__subclasses__() for deeper in every_kind(kind))]
+
+
+@pytest.mark.parametrize("kind", every_kind(httpx.TransportError), ids=lambda kind: kind.__name__)
+def test_every_exception_of_a_transport_has_a_name_here(kind: type[httpx.TransportError]) -> None:
+    failure = translated(kind("with a secret: sk-secret"))
+    assert failure.status == (504 if issubclass(kind, httpx.TimeoutException) else failure.status)
+    assert failure.status in (400, 502, 504)
+    assert "sk-secret" not in str(failure)
+
+
+def test_the_table_goes_from_the_most_specific_to_the_general() -> None:
+    kinds = [kind for kind, _, _ in TRANSLATION]
+    for place, kind in enumerate(kinds):
+        assert not any(issubclass(kind, earlier) for earlier in kinds[:place]), kind
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+async def ask(start: Start, **settings: str) -> tuple[int, dict[str, str]]:
+    async with start(**settings) as proxy:
+        client = await proxy.connect()
+        await client.say(request("POST", headers=[(b"X-Request-Id", b"mine")], body=b'{"model": "m"}'))
+        back = await client.hear()
+    assert back.get(b"content-type") == b"application/json"
+    error = json.loads(back.body)["error"]
+    assert error["requestId"] == (back.get(b"x-proxy-request-id") or b"").decode()
+    assert error["incomingRequestId"] == "mine"
+    return back.status, error
+
+
+@pytest.mark.parametrize("host", ["name.invalid", "127.0.0.1"], ids=["unknown", "refused"])
+async def test_an_upstream_that_cannot_be_reached_is_a_502(start: Start, host: str) -> None:
+    status, error = await ask(start, OXY_TARGET=f"http://{host}:{free_port()}")
+    assert (status, error["type"], error["code"]) == (502, "upstream_transport", "OPENAI_PROXY_TRANSPORT")
+
+
+async def test_an_upstream_that_does_not_speak_tls_is_a_502(start: Start, upstream: Upstream) -> None:
+    async with start(OXY_TARGET=f"https://127.0.0.1:{upstream.port}") as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        await (await upstream.accept()).say(b"HTTP/1.1 400 Plain text here\r\n\r\n")
+        assert (await client.hear()).status == 502
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
+        b"HTTP/1.1 999 Beyond\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"",
+    ],
+    ids=["another protocol", "no header", "too large", "no status", "two lengths", "half a head", "nothing"],
+)
+async def test_an_upstream_that_does_not_speak_http_is_a_502(start: Start, upstream: Upstream, said: bytes) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(said)
+        await there.close()
+        back = await client.hear()
+    assert (back.status, json.loads(back.body)["error"]["code"]) == (502, "OPENAI_PROXY_TRANSPORT")
+
+
+async def test_an_upstream_that_resets_is_a_502(start: Start, upstream: Upstream) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        there = await upstream.accept()
+        await there.hear()
+        there.abort()
+        assert (await client.hear()).status == 502
+
+
+async def test_an_upstream_that_is_silent_is_a_504(start: Start, upstream: Upstream) -> None:
+    status, error = await ask(start, OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="50")
+    assert (status, error["type"], error["code"]) == (504, "upstream_timeout", "OPENAI_PROXY_TIMEOUT")
+
+
+async def test_a_stream_that_stalls_is_left_torn(start: Start, upstream: Upstream) -> None:
+    async with start(OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="100") as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        assert await client.until(b"3\r\nabc\r\n")
+        assert await client.rest() == b""
+        await there.closed()
+
+
+async def test_after_a_failure_the_next_exchange_is_right(start: Start, upstream: Upstream) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        there = await upstream.accept()
+        await there.hear()
+        there.abort()
+        assert (await client.hear()).status == 502
+        upstream.says(answer(body=b"right"))
+        await client.say(request())
+        assert (await client.hear()).body == b"right"
+
+
+def test_a_failure_without_a_transport_is_an_internal_one() -> None:
+    assert (Failure().status, Failure().code) == (500, "OPENAI_PROXY_INTERNAL")
