@@ -5,7 +5,9 @@ paths, follow redirects, keep cookies and write a log line of its own. What a pl
 parsed once, `extensions["target"]` and a stream puts on the wire is what the call says, and nothing else.
 """
 
+import os
 import socket
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import cast
 
@@ -13,7 +15,7 @@ import httpx
 
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Call
-from proxy.settings import Settings
+from proxy.settings import Settings, Target
 
 # Most specific first; a test holds it against all of httpx's transport exceptions.
 TRANSLATION: tuple[tuple[type[httpx.TransportError], type[Failure], str], ...] = (
@@ -41,7 +43,9 @@ class Upstream:
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         target = settings.target
-        self._transport = transport or httpx.AsyncHTTPTransport(limits=LIMITS, socket_options=SOCKET_OPTIONS)
+        self._transport = transport or httpx.AsyncHTTPTransport(
+            verify=trust(target), limits=LIMITS, socket_options=SOCKET_OPTIONS
+        )
         self._url = httpx.URL(str(target))
         self._host = (b"host", target.authority.encode())
         self._prefix = target.path.encode()
@@ -87,6 +91,20 @@ class Upstream:
         if last and target.startswith(last) and target[len(last) : len(last) + 1] in (b"", b"/", b"?"):
             return self._prefix[: -len(last)] + target
         return self._prefix + target
+
+
+def trust(target: Target) -> ssl.SSLContext:
+    """Return whom we believe to be the target: the system's authorities and those that Python clients ship with.
+
+    Where `SSL_CERT_FILE` or `SSL_CERT_DIR` names authorities, those alone. A target without TLS needs none, and
+    reading them would take longer than the rest of the start.
+    """
+    if target.scheme == "http":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = httpx.create_ssl_context()
+    if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+        context.load_default_certs()
+    return context
 
 
 class Body(httpx.AsyncByteStream):

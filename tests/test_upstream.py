@@ -2,12 +2,15 @@
 
 import json
 import socket
+import ssl
+from pathlib import Path
 
 import httpx
 import pytest
 
 from proxy.errors import Failure
-from proxy.upstream import TRANSLATION, translated
+from proxy.settings import target as read_target
+from proxy.upstream import TRANSLATION, translated, trust
 from tests.conftest import Start
 from tests.peers import Upstream, answer, request
 
@@ -128,3 +131,22 @@ async def test_after_a_failure_the_next_exchange_is_right(start: Start, upstream
 
 def test_a_failure_without_a_transport_is_an_internal_one() -> None:
     assert (Failure().status, Failure().code) == (500, "OPENAI_PROXY_INTERNAL")
+
+
+@pytest.mark.parametrize("name", [None, "SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_public_authorities_are_trusted_unless_the_operator_names_others(
+    name: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for cleared in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(cleared, raising=False)
+    if name is not None:
+        monkeypatch.setenv(name, str(tmp_path if name == "SSL_CERT_DIR" else Path(__file__).with_name("authority.pem")))
+    context = trust(read_target("https://api.openai.com"))
+    found = context.cert_store_stats()["x509_ca"]
+    assert found > 100 if name is None else found <= 1
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+def test_a_target_without_tls_trusts_nobody() -> None:
+    context = trust(read_target("http://127.0.0.1:1"))
+    assert (context.cert_store_stats()["x509_ca"], context.verify_mode) == (0, ssl.CERT_REQUIRED)
