@@ -5,7 +5,7 @@ JOBS   ?= auto
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run dev check format lock clean gone
+.PHONY: help demo run dev check bench format lock clean gone
 .NOTPARALLEL:
 
 V   := .venv/bin
@@ -15,7 +15,7 @@ PIP := $(V)/python -u -m pip --disable-pip-version-check
 help:  ## list the targets
 	@echo 'make TARGET [ARGS="--port 9000"]'
 	@sed -n 's/^\([a-z]*\):.*  ## /  \1	/p' Makefile
-	@echo 'ARGS is handed to oxy (demo, run, dev), pytest (check) or uv (lock). PYTHON=... chooses the interpreter of a new .venv.'
+	@echo 'ARGS is handed to oxy (demo, run, dev), pytest (check), bench/run.py or uv (lock). PYTHON=... chooses the interpreter of a new .venv.'
 
 # `exec` puts the proxy in the place of the recipe's shell: Ctrl-C and SIGTERM reach it, and its exit status is make's.
 
@@ -26,7 +26,7 @@ run: .venv/.run  ## start the proxy, with settings from the environment, .env.lo
 	@exec $(OXY) $(ARGS)
 
 dev: .venv/.dev  ## the same as run, and start it anew when proxy/ or an .env file changes
-	@exec $(V)/watchfiles --sigint-timeout 3 '$(OXY) $(ARGS)' proxy $(wildcard .env .env.local)
+	@exec $(V)/python -c "$$RESTART" $(OXY) $(ARGS)
 
 check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the same
 	@began=$$(date +%s); times=; \
@@ -37,8 +37,11 @@ check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the
 	step format $(V)/ruff format --check .; \
 	step lint $(V)/ruff check .; \
 	step types $(V)/mypy --strict proxy tests; \
-	step tests $(V)/python -m pytest -n $(JOBS) --timeout 60 --cov --cov-report=term $(ARGS); \
+	step tests $(V)/python -m pytest -n $(JOBS) --timeout 120 --cov --cov-report=term $(ARGS); \
 	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
+
+bench: .venv/.run bench/.venv/.ready  ## measure the proxy beside others; ARGS=--list names them, ARGS=--quick is short
+	@exec $(V)/python bench/run.py $(ARGS)
 
 format: .venv/.dev  ## format the code, sort its imports, apply ruff's safe fixes
 	@$(V)/ruff check --fix-only .
@@ -55,6 +58,17 @@ clean:  ## remove what can be made again: .venv, caches, reports
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	find . \( -name .git -o -name .venv -o -name node_modules \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
+# Folders are watched, not files: many editors put a new file in the place of the old one, and a watch on that goes blind.
+define RESTART
+import glob, os, shlex, sys, watchfiles
+watchfiles.run_process(
+    ".", *glob.glob("proxy/**/", recursive=True), recursive=False, target=shlex.join(sys.argv[1:]), sigint_timeout=3,
+    watch_filter=lambda _, path: path.endswith((".py", ".html", ".env", ".env.local")),
+    callback=lambda changes: print("== changed:", *sorted({os.path.relpath(path) for _, path in changes}), flush=True),
+)
+endef
+export RESTART
+
 # Set-up. Each stamp in .venv stands for a finished step, done again only when what it was made from has changed.
 
 .venv/.run: .venv/.made requirements/build.txt requirements/run.txt pyproject.toml
@@ -67,8 +81,14 @@ clean:  ## remove what can be made again: .venv, caches, reports
 	@$(install_oxy)
 	@touch .venv/.run $@
 
+bench/.venv/.ready: .venv/.made bench/requirements.txt
+	@echo 'Installing bench/requirements.txt: a Go toolchain, about 70 MB'
+	@[ -e bench/.venv/bin/python ] || $(V)/python -m venv bench/.venv
+	@bench/.venv/bin/python -m pip --disable-pip-version-check install --progress-bar on -r bench/requirements.txt
+	@touch $@
+
 # A .venv whose interpreter is gone (a system upgrade) is made anew.
-.venv/.made: $(if $(wildcard $(V)/python),,gone)
+.venv/.made: $(shell [ -e $(V)/python ] || echo gone)
 	@old=; bare=; \
 	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
 		version=$$($$python -c 'import sys; print(".".join(map(str, sys.version_info[:3])))' 2>/dev/null) || continue; \
@@ -87,7 +107,7 @@ clean:  ## remove what can be made again: .venv, caches, reports
 
 # One line for each package as it arrives, overwritten by the next one on a terminal; pip's own complaints pass on stderr.
 define install
-	echo "Installing what $(1) pins"; \
+	echo "Installing $(1)"; \
 	rm -f .venv/.failed; n=0; total=$$(cat $(1) | grep -c '^[a-z].*=='); [ -t 1 ] && end='\r' || end='\n'; \
 	{ $(PIP) install --require-hashes $(addprefix -r ,$(1)) || touch .venv/.failed; } | while read -r word name rest; do \
 		case "$$word $$name" in \
