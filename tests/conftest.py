@@ -2,15 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from proxy import demo
+from proxy.demo import start_demo
 from proxy.server import configure, listen
 from proxy.settings import Settings, load
 from tests.peers import PATIENCE, Peer, Upstream, connect
@@ -110,6 +114,23 @@ def start(upstream: Upstream, tmp_path: Path) -> Start:
         return running(load({"OXY_TARGET": upstream.url, **environ}, tmp_path))
 
     return start
+
+
+@pytest.fixture(scope="session")
+def demo_proxy() -> Iterator[Running]:
+    """A proxy in swap mode before the demo, in a thread of its own: for clients that block."""
+    environ = {
+        "OXY_TARGET": start_demo(pace=0),
+        "OPENAI_API_KEY": demo.UPSTREAM_KEY,
+        "PROXY_X_API_KEY": demo.CLIENT_KEY,
+    }
+    settings = load(environ, Path("nowhere"))
+    server, sock = uvicorn.Server(configure(settings)), listen("127.0.0.1", 0)
+    thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    yield Running(port=sock.getsockname()[1], settings=settings)
+    server.should_exit = True
+    thread.join(PATIENCE)
 
 
 @pytest.fixture

@@ -52,6 +52,12 @@ class Peer:
         async with asyncio.timeout(PATIENCE):
             await self.writer.drain()
 
+    async def dribble(self, *pieces: bytes) -> None:
+        """Say each piece in a write of its own; the other end may read in between."""
+        for piece in pieces:
+            await self.say(piece)
+            await asyncio.sleep(0)
+
     async def until(self, marker: bytes) -> bytes:
         async with asyncio.timeout(PATIENCE):
             return await self.reader.readuntil(marker)
@@ -116,7 +122,8 @@ class Upstream:
     def __init__(self) -> None:
         self.heard: list[Heard] = []
         self.accepted = 0
-        self._answer: bytes | None = None
+        self._answer: tuple[bytes, ...] | None = None
+        self._closes = False
         self._peers: asyncio.Queue[Peer] = asyncio.Queue()
         self._all: list[Peer] = []
 
@@ -132,8 +139,9 @@ class Upstream:
             for peer in self._all:
                 peer.writer.transport.abort()
 
-    def says(self, answer: bytes) -> None:
-        self._answer = answer
+    def says(self, *pieces: bytes, closes: bool = False) -> None:
+        """`closes`: the answer ends with the connection, as it must where nothing else tells its end."""
+        self._answer, self._closes = pieces, closes
 
     async def accept(self) -> Peer:
         async with asyncio.timeout(PATIENCE):
@@ -149,7 +157,9 @@ class Upstream:
         try:
             while True:
                 self.heard.append(await peer.hear())
-                await peer.say(self._answer)
+                await peer.dribble(*self._answer)
+                if self._closes:
+                    peer.writer.close()
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             peer.writer.close()
 
