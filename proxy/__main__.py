@@ -20,9 +20,14 @@ OPTIONS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the proxy; return its exit status: 0 after an ordered stop, 1 if it cannot listen, 2 for bad settings."""
     options = parser().parse_args(arguments)
-    given = {name: value for option, (name, _) in OPTIONS.items() if (value := getattr(options, option)) is not None}
+    if options.demo and options.target:
+        parser().error("--demo brings a target of its own: leave --target out")
+    given = {name: value for option, (name, _) in OPTIONS.items() if (value := getattr(options, option))}
     try:
-        settings = load({**os.environ, **given, **(demo() if options.demo else {})}, Path.cwd())
+        if options.demo:
+            settings = load({**os.environ, **given, **demo()}, None)
+        else:
+            settings = load({**os.environ, **given}, Path.cwd())
         sock = listen(settings.host, settings.port)
     except (BadSettings, CannotListen) as problem:
         print(f"oxy: {problem}", file=sys.stderr)
@@ -48,14 +53,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def demo() -> dict[str, str]:
-    """Start the stand-in of the API; return the settings that put the proxy before it, in swap mode."""
+    """Start the stand-in of the API; return the settings that put the proxy before it, in swap mode.
+
+    Whatever the newcomer has set for other proxies, what the demo prints is to work as printed.
+    """
     from proxy.demo import CLIENT_KEY, UPSTREAM_KEY, start_demo  # not loaded by those who do not ask for it
 
     return {
         "OXY_TARGET": start_demo(),
         "OPENAI_API_KEY": UPSTREAM_KEY,
         "PROXY_X_API_KEY": CLIENT_KEY,
-        "PROXY_OPEN": "0",
+        "SECURITY_KEY": "",
+        "PROXY_OPEN": "",
+        "PROXY_ENDPOINTS": "",
     }
 
 

@@ -20,12 +20,15 @@ class Failure(Exception):
       code    the `error.code` of the JSON body
       result  the word for the log entry
       headers what the answer carries besides its content type and length
+    and of an instance:
+      detail  what the operator may read besides, in the log alone
     """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
     code: ClassVar[str] = "OPENAI_PROXY_INTERNAL"
     result: ClassVar[str] = "internal_error"
+    detail = ""
     headers: Pairs = []  # noqa: RUF012  replaced, never changed
 
     def body(self, *, request_id: str, incoming_id: str | None) -> bytes:

@@ -49,8 +49,7 @@ class Gateway:
 
     def _note(self, exchange: Exchange, failure: Failure) -> None:
         if failure.status >= 500:
-            facts = (exchange.id, failure.status, failure, failure.__cause__.__class__.__name__)
-            log.warning("exchange %s failed with %s: %s (%s)", *facts)
+            log.warning("exchange %s failed with %s: %s (%s)", exchange.id, failure.status, failure, failure.detail)
 
 
 def meet(downstream: Downstream) -> Exchange:

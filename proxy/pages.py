@@ -48,9 +48,9 @@ class Page:
 
 def not_offered(request: Request) -> Response:
     """Return the refusal of a method that a page does not offer."""
-    failure = MethodNotAllowed("This page is only to be read", allow="GET, HEAD")
-    body = failure.body(request_id=new_id(), incoming_id=request.headers.get("x-request-id"))
-    headers = {name.decode(): value.decode() for name, value in failure.headers}
+    failure, request_id = MethodNotAllowed("This page is only to be read", allow="GET, HEAD"), new_id()
+    body = failure.body(request_id=request_id, incoming_id=request.headers.get("x-request-id"))
+    headers = {name.decode(): value.decode() for name, value in failure.headers} | {"x-proxy-request-id": request_id}
     return Response(body, failure.status, headers, media_type="application/json")
 
 

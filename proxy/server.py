@@ -42,6 +42,8 @@ class KeepsTarget(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Add `target` to the scope that the application gets."""
         super().on_headers_complete()
+        # uvicorn appends trailers to the same list; a key in a trailer is no key (RFC 9110 6.5.1).
+        self.scope["headers"] = self.headers.copy()
         self.scope["target"] = self.url  # type: ignore[typeddict-unknown-key]
 
 
@@ -49,13 +51,16 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; raise `CannotListen` if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as problem:
         reason = (problem.strerror or str(problem)).partition(" (while")[0].lower()
         raise CannotListen(
             f"cannot listen on {host} port {port}: {reason}. Choose another with --host and --port "
             "(OXY_HOST, OXY_PORT), or stop what uses it"
         ) from problem
+    # Accepted connections inherit it. asyncio sets it only on sockets that name TCP as their protocol.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def configure(settings: Settings) -> uvicorn.Config:
@@ -81,7 +86,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
     """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
     config = configure(settings)
     if settings.workers > 1:
-        run = Multiprocess(config, sockets=[sock]).run  # hears signals from here on
+        run = Workers(config, sockets=[sock]).run  # hears signals from here on
     else:
         server = uvicorn.Server(config)
         # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
@@ -91,6 +96,20 @@ def serve(settings: Settings, sock: socket.socket) -> None:
         run = partial(server.run, sockets=[sock])
     announce(settings, sock)
     run()
+
+
+class Workers(Multiprocess):
+    """uvicorn's supervisor of several processes, which leave Ctrl-C to it until they are up.
+
+    A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and the supervisor
+    would wait five seconds for its sign of life.
+    """
+
+    def init_processes(self) -> None:
+        """Start the workers."""
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
+        super().init_processes()
+        signal.signal(signal.SIGINT, ours)
 
 
 def announce(settings: Settings, sock: socket.socket) -> None:

@@ -20,6 +20,7 @@ from dotenv.parser import Binding, parse_stream
 
 DEFAULT_TARGET = "https://api.openai.com"
 DEFAULT_PORTS = {"http": 80, "https": 443}
+FILES = (".env.local", ".env")  # the stronger one first
 OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
 
 Mode = Literal["transparent", "swap", "guarded", "open"]
@@ -88,8 +89,8 @@ class Settings:
         return "open" if self.openai_api_key else "transparent"
 
 
-def load(environ: Mapping[str, str], folder: Path) -> Settings:
-    """Read the settings from `environ` and from `.env.local` and `.env` in `folder`.
+def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
+    """Read the settings from `environ` and from `.env.local` and `.env` in `folder`, if one is given.
 
     Options of the command line are laid over `environ` by the caller. Raises `BadSettings` with every complaint.
     """
@@ -130,13 +131,14 @@ def contradictions(settings: Settings) -> Iterator[str]:
     if settings.mode == "open" and not settings.open:
         yield (
             "OPENAI_API_KEY is set, but no client key: anyone who reaches the port could spend it. "
-            "Set PROXY_X_API_KEY (or SECURITY_KEY), or PROXY_OPEN=1 if that is what you want"
+            "Set PROXY_X_API_KEY (or SECURITY_KEY) to what clients shall show; or OPENAI_API_KEY= (empty) to let each "
+            "client's own key through; or PROXY_OPEN=1 if anyone may"
         )
     if settings.open and settings.client_keys:
         yield "PROXY_OPEN=1 asks nobody for a key, PROXY_X_API_KEY or SECURITY_KEY sets one: remove one of the two"
     if settings.openai_api_key in settings.client_keys:
         yield "a client key is the same as OPENAI_API_KEY: whoever may call would hold the key that costs money"
-    if settings.port and points_at_itself(settings.target, settings.port):
+    if points_at_itself(settings.target, settings.port):
         yield (
             f"the target {settings.target} is this proxy itself. OPENAI_BASE_URL is also what SDKs read: "
             "set OXY_TARGET to where calls are to go, or another OXY_PORT"
@@ -166,10 +168,10 @@ def _is_local(family: socket.AddressFamily, address: tuple[object, ...]) -> bool
 class Reader:
     """The layers of settings, and what was wrong with them. `names` are all that were asked for."""
 
-    def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, environ: Mapping[str, str], folder: Path | None) -> None:
         self.complaints: list[str] = []
         self.names: set[str] = set()
-        self._files = {name: self._read(folder / name) for name in (".env.local", ".env")}
+        self._files = {name: self._read(folder / name) for name in FILES if folder is not None}
         self._layers = (environ, *self._files.values())
 
     def take(self, name: str, parse: Callable[[str], T], default: T) -> T:

@@ -142,4 +142,15 @@ class HttpxAnswer:
 
 def translated(problem: httpx.TransportError) -> Failure:
     """Return the failure that a transport's exception means here."""
-    return next(failure(message) for kind, failure, message in TRANSLATION if isinstance(problem, kind))
+    failure = next(failure(message) for kind, failure, message in TRANSLATION if isinstance(problem, kind))
+    failure.detail = type(problem).__name__
+    if isinstance(problem, httpx.ConnectError):  # nothing was sent or heard yet, so that nothing secret can be in it
+        failure.detail += f": {root(problem)}"
+    return failure
+
+
+def root(problem: BaseException) -> BaseException:
+    """Return the exception at the bottom of the chain: the system's own word for what went wrong."""
+    while (deeper := problem.__cause__ or problem.__context__) is not None:
+        problem = deeper
+    return problem

@@ -93,7 +93,7 @@ def reply(question: object, *, turn: int = 1) -> str:
     again = f" That was message {turn} of our talk." if turn > 1 else ""
     return (
         f"Hello from the Oxy demo! {heard}{again} It went through the proxy to a small stand-in for the OpenAI API: "
-        "no model was asked, nothing was billed. For the real one, start Oxy with your OPENAI_API_KEY, without --demo."
+        "no model was asked, nothing was billed. For the real one, start Oxy without --demo and use your OpenAI key."
     )
 
 

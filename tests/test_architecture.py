@@ -1,0 +1,176 @@
+"""The house stands as it was drawn: dependencies run downwards, each library has its door, rooms stay small."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PROXY = Path(__file__).parent.parent / "proxy"
+TESTS = Path(__file__).parent
+FILES = sorted(PROXY.rglob("*.py"))
+MOST_LINES = 350
+MOST_LINES_OF_A_FUNCTION = 50
+
+# Lowest first. A room imports from floors below its own, and never from its own: what two of them need belongs below.
+FLOORS = (
+    ("the version", "__init__"),
+    ("ground: what can go wrong", "errors"),
+    ("ground: nouns, rules, choices", "exchange headers settings"),
+    ("the wire", "transport"),
+    ("rooms", "access cors downstream endpoints upstream"),
+    ("which request becomes which call", "routes"),
+    ("the life of an exchange", "gateway"),
+    ("pages of our own", "pages"),
+    ("wiring", "app"),
+    ("serving", "server"),
+    ("the command line", "__main__"),
+)
+# Another program in the same process: it imports nothing of the proxy, and only the command line starts it.
+ALONE = "demo"
+
+# Whoever is not named here lives on the standard library.
+DOORS = {
+    "dotenv": ("settings", "how an .env file is read is not for us to invent"),
+    "httptools": ("transport", "parses answers"),
+    "httpx": ("transport upstream app", "the way upstream; app names the type of a transport and no more"),
+    "uvicorn": ("server demo", "serves; the demo is served by one of its own"),
+    "starlette": (
+        "cors downstream gateway pages app demo",
+        "ASGI's types; what our pages are made of",
+    ),
+}
+TYPES_ONLY = {"starlette": "cors downstream gateway"}  # the hot path is plain ASGI
+
+WITHOUT_A_TWIN = {
+    "__init__": "it says which version it is, and nothing else",
+    "__main__": "test_server starts it as people do",
+    "errors": "facts: each is heard where it is raised, and test_readme holds the classes and the table together",
+    "routes": "what it makes of a request is heard on the wire: test_relay",
+    "app": "wiring: every test on a socket goes through it",
+    "exchange": "nouns without behaviour",
+}
+
+
+def room(path: Path) -> str:
+    """The file or folder directly under proxy/ to which a file belongs."""
+    return path.relative_to(PROXY).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that are imported anywhere in a file, in full."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, "a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(tree: ast.AST) -> set[str]:
+    """Which rooms a file imports from; `from proxy import __version__` is one from `__init__`."""
+    ours = (name.split(".")[1] for name in imports(tree) if name.startswith("proxy."))
+    return {name if name in ROOMS else "__init__" for name in ours}
+
+
+def packages_imported(tree: ast.AST) -> set[str]:
+    """Which packages from elsewhere a file imports."""
+    return {name.partition(".")[0] for name in imports(tree)} - {"proxy", *sys.stdlib_module_names}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+ROOMS = {room(path) for path in FILES}
+FLOOR_OF = {name: number for number, (_, names) in enumerate(FLOORS) for name in names.split()}
+each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PROXY)) for path in FILES])
+each_room = pytest.mark.parametrize("name", sorted(ROOMS))
+
+
+@each_room
+def test_every_room_is_on_a_floor(name: str) -> None:
+    assert name == ALONE or name in FLOOR_OF, f"give proxy/{name} a place in FLOORS"
+
+
+@each_file
+def test_a_file_imports_only_from_floors_below_its_own(path: Path) -> None:
+    own = room(path)
+    if own == ALONE:
+        assert rooms_imported(parsed(path)) <= {ALONE}, "the demo stands alone"
+        return
+    for name in rooms_imported(parsed(path)) - {ALONE}:
+        assert FLOOR_OF[name] < FLOOR_OF[own], f"{own} imports {name}, which is not below it"
+
+
+@each_file
+def test_only_the_command_line_knows_the_demo_and_only_when_asked(path: Path) -> None:
+    if room(path) == ALONE:
+        return
+    tree = parsed(path)
+    assert ALONE not in rooms_imported(tree) or room(path) == "__main__"
+    at_the_top = ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef)], [])
+    assert ALONE not in rooms_imported(at_the_top), "everyone would load it"
+
+
+@each_file
+def test_a_library_is_imported_only_where_it_has_its_door(path: Path) -> None:
+    for package in packages_imported(parsed(path)):
+        rooms, _ = DOORS.get(package, ("", ""))
+        assert room(path) in rooms.split(), f"{package} has no business in {room(path)}"
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_every_door_is_used(package: str) -> None:
+    rooms, _ = DOORS[package]
+    using = {room(path) for path in FILES if package in packages_imported(parsed(path))}
+    assert using == {name for name in rooms.split() if name in ROOMS}
+
+
+@each_file
+def test_the_hot_path_knows_the_types_of_asgi_and_no_more(path: Path) -> None:
+    for package, rooms in TYPES_ONLY.items():
+        if room(path) in rooms.split():
+            used = {name for name in imports(parsed(path)) if name.startswith(f"{package}.")}
+            assert all(name.startswith(f"{package}.types.") for name in used)
+
+
+def test_app_names_the_type_of_a_transport_and_no_more() -> None:
+    nodes = ast.walk(parsed(PROXY / "app.py"))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "httpx"}
+    assert used == {"AsyncBaseTransport"}
+
+
+@each_file
+def test_a_file_s_name_says_what_is_in_it(path: Path) -> None:
+    words = set(re.split(r"[_/.]", str(path.relative_to(PROXY)).lower()))
+    assert not words & {"util", "utils", "helper", "helpers", "common", "base", "misc", "manager"}
+
+
+@each_file
+def test_a_file_stays_small(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, "has it two reasons to exist?"
+
+
+@each_file
+def test_a_function_stays_small(path: Path) -> None:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {lines} lines"
+
+
+@each_room
+def test_every_room_has_a_test_of_its_own(name: str) -> None:
+    twin = (TESTS / f"test_{name}.py").exists()
+    assert twin or name in WITHOUT_A_TWIN, f"tests/test_{name}.py is missing"
+    assert not twin or name not in WITHOUT_A_TWIN, f"{name} has a twin now: take it out of WITHOUT_A_TWIN"
+
+
+def test_no_exception_outlives_its_reason() -> None:
+    assert WITHOUT_A_TWIN.keys() <= ROOMS

@@ -1,0 +1,221 @@
+"""Memory stays flat and a slow reader slows the writer, in both directions, seen on the proxy as a process of its own.
+
+The slow party first does nothing, until the fast one is stuck; then it reads in bursts. What came is compared with what
+was sent: a pattern whose length is a prime, so that nothing lost, doubled or moved would look right.
+"""
+
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+import proxy
+from tests.conftest import OURS
+from tests.peers import PATIENCE, answer, chunked, request
+
+MEGABYTE = 2**20
+SIZE = 300 * MEGABYTE
+GROWTH = 32 * MEGABYTE  # of resident memory
+HELD = 24 * MEGABYTE  # what may be under way towards one who does not read; most of it is in the kernel
+BUFFER = 256 * 1024  # of our own sockets
+BURST = 8 * MEGABYTE
+SILENCE = 0.5  # seconds without a byte taken: the writer is stuck
+PATTERN = random.Random(0).randbytes(1_000_003)
+TWICE = PATTERN * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A proxy that runs by itself, and the socket that listens where it sends its calls."""
+
+    port: int
+    process: psutil.Process
+    listener: socket.socket
+
+    def connect(self) -> socket.socket:
+        client = socket.socket()
+        narrow(client)
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", self.port))
+        return client
+
+    def accept(self) -> socket.socket:
+        there, _ = self.listener.accept()
+        there.settimeout(PATIENCE)
+        return there
+
+    def resident(self) -> int:
+        return int(self.process.memory_info().rss)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with socket.socket() as listener:
+        narrow(listener)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        clean = {name: value for name, value in os.environ.items() if not name.upper().startswith(OURS)}
+        ours = {
+            "OXY_HOST": "127.0.0.1",
+            "OXY_TARGET": f"http://127.0.0.1:{listener.getsockname()[1]}",
+            "PROXY_SHUTDOWN_GRACE_MS": "1000",  # after a failure
+            "PYTHONPATH": str(Path(proxy.__file__).parents[1]),
+        }
+        command = [sys.executable, "-m", "proxy", "--port", "0"]
+        folder = tmp_path_factory.mktemp("nowhere")
+        with subprocess.Popen(command, cwd=folder, env=clean | ours, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                stage = Stage(port=port_of(process), process=psutil.Process(process.pid), listener=listener)
+                warm_up(stage)
+                yield stage
+            finally:
+                process.terminate()
+
+
+def narrow(sock: socket.socket) -> None:
+    """Keep little in the kernel; what a listener has, the connections that it accepts have too."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+
+
+def port_of(process: subprocess.Popen[str]) -> int:
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"listens on http://127\.0\.0\.1:(\d+)", line):
+            return int(found[1])
+    raise AssertionError(f"the proxy did not start: {''.join(said)}")
+
+
+def warm_up(stage: Stage) -> None:
+    """What the first exchange takes, every process takes once."""
+    with stage.connect() as client:
+        client.sendall(request("POST", body=b"{}"))
+        with stage.accept() as there:
+            head(there)
+            there.recv(2, socket.MSG_WAITALL)
+            there.sendall(answer())
+        head(client)
+
+
+def head(sock: socket.socket) -> bytes:
+    """A message up to its body, and not a byte more."""
+    with sock.makefile("rb", buffering=0) as lines:
+        return b"".join(iter(lines.readline, b"\r\n"))
+
+
+def fill(sock: socket.socket) -> int:
+    """Pour the pattern into the socket until it takes no more; return how much it took."""
+    taken = 0
+    sock.settimeout(SILENCE)
+    try:
+        while taken < SIZE:
+            start = taken % len(PATTERN)
+            taken += sock.send(TWICE[start : start + 64 * 1024])
+    except TimeoutError:
+        pass
+    sock.settimeout(PATIENCE)
+    return taken
+
+
+def pour(sock: socket.socket, taken: int) -> None:
+    """Pour in the rest."""
+    while taken < SIZE:
+        start = taken % len(PATTERN)
+        piece = TWICE[start : start + min(MEGABYTE, len(PATTERN), SIZE - taken)]
+        sock.sendall(piece)
+        taken += len(piece)
+
+
+def drain(sock: socket.socket, stage: Stage) -> int:
+    """Read all in bursts; return the most memory that the proxy had meanwhile."""
+    heard, most = 0, stage.resident()
+    while heard < SIZE:
+        piece = sock.recv(BUFFER)
+        start = heard % len(PATTERN)
+        assert piece == TWICE[start : start + len(piece)], f"other bytes came after {heard}"
+        heard += len(piece)
+        if heard % BURST < len(piece):
+            most = max(most, stage.resident())
+            time.sleep(0.005)
+    return most
+
+
+def test_a_slow_reader_slows_the_upstream_and_costs_no_memory(stage: Stage) -> None:
+    before = stage.resident()
+    with stage.connect() as client, ThreadPoolExecutor() as pool:
+        client.sendall(request("GET", b"/v1/files/file-1/content"))
+        with stage.accept() as there:
+            head(there)
+            there.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+            taken = fill(there)
+            assert taken < HELD
+            pouring = pool.submit(pour, there, taken)
+            assert b"content-length: %d\r\n" % SIZE in head(client)
+            assert drain(client, stage) - before < GROWTH
+            pouring.result(PATIENCE)
+
+
+def test_a_slow_upstream_slows_the_client_and_costs_no_memory(stage: Stage) -> None:
+    before = stage.resident()
+    with stage.connect() as client, ThreadPoolExecutor() as pool:
+        client.sendall(request("POST", b"/v1/files", [(b"Content-Length", b"%d" % SIZE)]))
+        with stage.accept() as there:
+            assert b"content-length: %d\r\n" % SIZE in head(there)
+            taken = fill(client)
+            assert taken < HELD
+            pouring = pool.submit(pour, client, taken)
+            assert drain(there, stage) - before < GROWTH
+            pouring.result(PATIENCE)
+            there.sendall(answer(201))
+            assert head(client).startswith(b"HTTP/1.1 201 ")
+
+
+def test_a_thousand_events_reach_a_slow_reader_in_order(stage: Stage) -> None:
+    before = stage.resident()
+    events = [
+        b'event: response.output_text.delta\ndata: {"sequence_number": %d}\n\n' % number for number in range(1000)
+    ]
+    with stage.connect() as client, ThreadPoolExecutor() as pool:
+        client.sendall(request("POST", b"/v1/responses", [(b"Connection", b"close")], b'{"stream": true}'))
+        with stage.accept() as there:
+            head(there)
+            there.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+            there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            def tell() -> None:
+                for event in events:
+                    there.sendall(chunked(event))
+                there.sendall(chunked(b""))
+
+            telling = pool.submit(tell)
+            time.sleep(SILENCE)
+            assert b"transfer-encoding: chunked\r\n" in head(client)
+            heard = b""
+            while piece := client.recv(4096):
+                heard += piece
+                time.sleep(0.001)
+            telling.result(PATIENCE)
+    assert unchunked(heard) == b"".join(events)
+    assert stage.resident() - before < GROWTH
+
+
+def unchunked(framed: bytes) -> bytes:
+    body, size = b"", -1
+    while size:
+        line, _, rest = framed.partition(b"\r\n")
+        size = int(line, 16)
+        body, framed = body + rest[:size], rest[size + 2 :]
+    return body

@@ -1,0 +1,533 @@
+"""The server and its command line: real processes, started, told to stop and read as an operator does it."""
+
+import asyncio
+import http.client
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Self
+
+import psutil
+import pytest
+
+from proxy import __version__
+from proxy.__main__ import OPTIONS, invitation, main
+from proxy.server import CannotListen, OnlyNews, announce, configure, listen, local_url
+from proxy.settings import Settings, target
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
+from tests.peers import Upstream, answer, chunked, request
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "proxy"]
+PATIENCE = 30  # seconds; a process takes its time to start on a machine that is busy with other tests
+NOBODY = "http://127.0.0.1:9"  # a target that no test here calls
+UNKNOWN = ".".join(["x" * 60] * 5)  # a name beyond 253 characters: refused without asking a resolver
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+NEEDS_IPV6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="there is no IPv6 here")
+
+
+class Process:
+    """A proxy on a free port of loopback, in a process of its own, that writes to two files."""
+
+    def __init__(self, folder: Path, arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self._process = subprocess.Popen(
+                [*COMMAND, "--host", "127.0.0.1", "--port", "0", *arguments],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,  # so that its workers can be signalled, and in the end be killed, with it
+            )
+
+    def listening(self) -> Self:
+        """Wait until it has said where it listens."""
+        for _ in polls():
+            if found := re.search(r"listens on http://\S+:(\d+)", self.errors):
+                self.port = int(found[1])
+                return self
+            assert self._process.poll() is None, self.errors
+        raise AssertionError(f"it does not listen: {self.errors}")
+
+    @property
+    def output(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def errors(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def news(self) -> list[str]:
+        """What it wrote to stderr beside the three lines of a start."""
+        return [line for line in self.errors.splitlines() if not re.match(r"[-0-9]+ [:,0-9]+ INFO ", line)]
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        children = psutil.Process(self._process.pid).children()
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    def health(self) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse()
+        finally:
+            connection.close()
+
+    def tell(self, number: signal.Signals, *, all_of_it: bool = False) -> None:
+        """Send a signal: to the process, or as a terminal does to its workers as well."""
+        (os.killpg if all_of_it else os.kill)(self._process.pid, number)
+
+    def status(self) -> int:
+        return self._process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self.tell(signal.SIGKILL, all_of_it=True)
+            self._process.wait(PATIENCE)
+
+
+Run = Callable[..., Process]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Start a process with these arguments and these names in its environment; none outlives its test."""
+    started: list[Process] = []
+
+    def run(*arguments: str, **environ: str) -> Process:
+        started.append(Process(tmp_path, arguments, environ))
+        return started[-1].listening()
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """An upstream that a test plays by hand, without a loop."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        yield listener
+
+
+def polls() -> Iterator[None]:
+    """Yield now and then for as long as a test is ready to wait."""
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        yield
+        time.sleep(0.02)
+
+
+def until(sock: socket.socket, marker: bytes) -> bytes:
+    heard = b""
+    while marker not in heard:
+        piece = sock.recv(65536)
+        assert piece, heard
+        heard += piece
+    return heard
+
+
+def rest(sock: socket.socket) -> bytes:
+    heard = b""
+    while piece := sock.recv(65536):
+        heard += piece
+    return heard
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+# ---- an ordered stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_stream_finishes_after_the_order_to_stop(
+    run: Run, listener: socket.socket, number: signal.Signals
+) -> None:
+    process = run("--target", local_url(listener))
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request())
+        there, _ = listener.accept()
+        with there:
+            there.sendall(HEAD + chunked(b"one"))
+            until(client, b"one\r\n")
+            process.tell(number)
+            assert any(refuses(process.port) for _ in polls()), "it still accepts"
+            there.sendall(chunked(b"two", b""))
+            assert rest(client) == chunked(b"two", b"")
+    assert process.status() == 0
+    assert process.news == []
+
+
+def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: socket.socket) -> None:
+    process = run("--target", local_url(listener), PROXY_SHUTDOWN_GRACE_MS="100")
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request())
+        there, _ = listener.accept()
+        with there:
+            there.sendall(HEAD + chunked(b"one"))
+            until(client, b"one\r\n")
+            process.tell(signal.SIGTERM)
+            assert process.status() == 0
+            assert rest(client) == b"", "it ended what broke"
+    (line,) = process.news
+    assert line.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded")
+
+
+def test_an_order_to_stop_that_comes_before_the_server_is_up_is_obeyed(run: Run) -> None:
+    process = run()
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+    assert process.news == []
+
+
+def test_two_workers_both_answer_and_stop_with_status_0(run: Run) -> None:
+    process = run("--workers", "2", "--target", NOBODY, **SWAP)
+    assert any(len(process.workers) == 2 for _ in polls())
+    for worker in process.workers:
+        worker.suspend()  # so that the other one has to answer
+        assert process.health().status == 200
+        worker.resume()
+    workers = process.workers
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+    assert not any(worker.is_running() for worker in workers)
+    assert process.news == []
+    assert "workers 2" in process.errors
+    assert CLIENT_KEY not in process.errors
+    assert UPSTREAM_KEY not in process.errors
+
+
+def test_ctrl_c_stops_two_workers_in_silence(run: Run) -> None:
+    process = run("--workers", "2", "--target", NOBODY)
+    assert process.health().status == 200
+    process.tell(signal.SIGINT, all_of_it=True)
+    assert process.status() == 0
+    assert process.news == []
+
+
+# ---- the command line
+
+
+def test_bad_settings_are_one_message_and_status_2(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY={UPSTREAM_KEY} x\n")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OXY_PORT": "none", "PROXY_WORKERS": "0"}
+    ended = subprocess.run(COMMAND, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "oxy: settings are not usable:\n"
+        "  OXY_PORT: not a port: write a number from 0 to 65535\n"
+        "  PROXY_WORKERS: write a whole number, 1 or more\n"
+        "  OPENAI_API_KEY: it holds a space or a character that cannot stand in a header\n"
+    )
+
+
+def test_an_unreadable_env_file_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".env").mkdir()
+    assert main(["--port", "0"]) == 2
+    assert capsys.readouterr().err == "oxy: settings are not usable:\n  .env cannot be read: Is a directory\n"
+
+
+def test_a_port_in_use_is_status_1(listener: socket.socket, capsys: pytest.CaptureFixture[str]) -> None:
+    port = listener.getsockname()[1]
+    assert main(["--host", "127.0.0.1", "--port", str(port)]) == 1
+    assert capsys.readouterr().err == (
+        f"oxy: cannot listen on 127.0.0.1 port {port}: address already in use. "
+        "Choose another with --host and --port (OXY_HOST, OXY_PORT), or stop what uses it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "cannot assign requested address"),
+        pytest.param("2001:db8::1", "cannot assign requested address", marks=NEEDS_IPV6),
+        (UNKNOWN, "name or service not known|[a-z -]*failure in name resolution"),
+    ],
+    ids=["IPv4", "IPv6", "unknown name"],
+)
+def test_an_address_that_is_not_ours_is_status_1(host: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--host", host, "--port", "0"]) == 1
+    told = capsys.readouterr().err
+    assert re.match(rf"oxy: cannot listen on {re.escape(host)} port 0: ({reason})\. Choose another", told), told
+    assert len(told.splitlines()) == 1
+
+
+BAD_AND_GOOD = {"host": ("a b", "::1"), "port": ("none", "80"), "target": ("ftp://a", NOBODY), "workers": ("0", "2")}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_beats_the_environment(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, _ = OPTIONS[option]
+    bad, good = BAD_AND_GOOD[option]
+    monkeypatch.setenv("PROXY_FORWARDED", "nowhere")  # so that no attempt gets to the point of serving
+    monkeypatch.setenv(name, good)
+    assert main([f"--{option}", bad]) == 2
+    assert f"  {name}: " in capsys.readouterr().err
+    monkeypatch.setenv(name, bad)
+    assert main([f"--{option}", good]) == 2
+    assert f"  {name}: " not in capsys.readouterr().err
+    assert main([f"--{option}", ""]) == 2, "an empty option counts as unset"
+    assert f"  {name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--version"], 0, rf"oxy {re.escape(__version__)}\n"),
+        (["--help"], 0, r"usage: oxy (.|\n)*"),
+        (["--colour"], 2, r"usage: oxy (.|\n)*unrecognized arguments: --colour\n"),
+        (["--demo", "--target", NOBODY], 2, r"usage: oxy (.|\n)*--demo brings a target of its own: .*\n"),
+        (["--port"], 2, r"usage: oxy (.|\n)*expected one argument\n"),
+    ],
+)
+def test_the_command_line_explains_itself(
+    arguments: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == status
+    assert re.fullmatch(told, "".join(capsys.readouterr()))
+
+
+def test_help_names_each_option_and_the_setting_it_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for option, (name, _) in OPTIONS.items():
+        assert re.search(rf"--{option} {option.upper()} [^-]*overrides {name}\b", told)
+    assert "--demo" in told
+
+
+def test_the_command_and_the_module_are_the_same() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"oxy": f"{main.__module__}:{main.__name__}"}
+
+
+# ---- the demo
+
+
+def paragraph(text: str, beginning: str) -> str:
+    """The indented lines from that beginning to the first line that is indented no more."""
+    return dedent(re.search(rf"^  {beginning}.*\n(\n|  .*\n)*", text, re.MULTILINE)[0]).strip()  # type: ignore[index]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
+def test_the_curl_line_that_the_demo_prints_streams_words(run: Run, tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    # Whatever stands in the way of other proxies, the demo works as printed.
+    others = {"OXY_TARGET": "ftp://nowhere", "OPENAI_API_KEY": "", "SECURITY_KEY": UPSTREAM_KEY, "PROXY_ENDPOINTS": "/"}
+    process = run("--demo", PROXY_OPEN="1", **others)
+    curl = paragraph(process.output, "curl")
+    asked = subprocess.run(["sh", "-c", curl], capture_output=True, timeout=PATIENCE)
+    events = asked.stdout.split(b"\n\n")
+    assert len([event for event in events if event.startswith(b"data: {")]) > 3
+    assert events[-2:] == [b"data: [DONE]", b""]
+    process.tell(signal.SIGINT)
+    assert process.status() == 0
+    assert process.news == []
+
+
+def test_the_invitation_can_be_pasted() -> None:
+    text = invitation("http://127.0.0.1:18443")
+    words = shlex.split(paragraph(text, "curl").replace("\\\n", ""))
+    assert words[:3] == ["curl", "-N", "http://127.0.0.1:18443/v1/chat/completions"]
+    snippet = paragraph(text, "from openai")
+    compile(snippet, "the snippet", "exec")
+    assert 'OpenAI(base_url="http://127.0.0.1:18443/v1", api_key="' in snippet
+
+
+# ---- where it listens
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:"),
+        ("0.0.0.0", "http://127.0.0.1:"),
+        pytest.param("::1", "http://[::1]:", marks=NEEDS_IPV6),
+        pytest.param("::", "http://[::1]:", marks=NEEDS_IPV6),
+    ],
+)
+def test_what_listens_can_be_reached_under_its_url(host: str, url: str) -> None:
+    with listen(host, 0) as sock:
+        port = sock.getsockname()[1]
+        assert local_url(sock) == f"{url}{port}"
+        socket.create_connection((url[7:-1].strip("[]"), port), PATIENCE).close()
+
+
+def test_a_port_that_was_just_given_back_can_be_taken_again() -> None:
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        sock.accept()[0].close()  # the closing side keeps the port in TIME_WAIT
+        client.close()
+    listen("127.0.0.1", port).close()
+
+
+def test_accepted_connections_send_small_pieces_at_once() -> None:
+    with listen("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname(), PATIENCE):
+        with sock.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_why_it_cannot_listen_is_chained(listener: socket.socket) -> None:
+    with pytest.raises(CannotListen) as told:
+        listen("127.0.0.1", listener.getsockname()[1])
+    assert isinstance(told.value.__cause__, OSError)
+
+
+# ---- what it writes
+
+
+@pytest.mark.parametrize(
+    ("environ", "mode"),
+    [
+        ({}, "transparent: nothing is checked"),
+        (SWAP, "swap: client keys are checked and replaced"),
+        ({"SECURITY_KEY": CLIENT_KEY}, "guarded: client keys are checked and removed"),
+        ({"OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_OPEN": "1"}, "open: NOBODY IS ASKED FOR A KEY"),
+    ],
+    ids=["transparent", "swap", "guarded", "open"],
+)
+def test_the_start_up_log_names_mode_and_target_and_no_key(
+    settings_of: SettingsOf, environ: dict[str, str], mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(OXY_TARGET="https://a.example:8443/v1", PROXY_WORKERS="3", **environ)
+    configure(settings)
+    with listen("127.0.0.1", 0) as sock:
+        announce(settings, sock)
+        port = sock.getsockname()[1]
+    told = capsys.readouterr().err
+    first, second, third = (line.partition(" INFO ")[2] for line in told.splitlines())
+    assert first == f"oxy {__version__} listens on http://127.0.0.1:{port}"
+    assert second == "target https://a.example:8443/v1, workers 3"
+    assert third.startswith(f"mode {mode}")
+    assert CLIENT_KEY not in told
+    assert UPSTREAM_KEY not in told
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("0.0.0.0", "http://0.0.0.0"),
+        pytest.param("::", "http://[::]", marks=NEEDS_IPV6),
+    ],
+)
+def test_the_start_up_log_says_that_all_interfaces_are_served(
+    host: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(target=target(NOBODY))
+    configure(settings)
+    with listen(host, 0) as sock:
+        announce(settings, sock)
+        port = sock.getsockname()[1]
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.endswith(f"listens on {shown}:{port}, reachable on all interfaces of this machine")
+
+
+def test_the_start_up_log_warns_of_names_that_are_no_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(target=target(NOBODY), notes=(".env: PROXY_WORKER is not a setting, 100 %s",))
+    configure(settings)
+    with listen("127.0.0.1", 0) as sock:
+        announce(settings, sock)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" WARNING .env: PROXY_WORKER is not a setting, 100 %s")
+
+
+@pytest.mark.parametrize(
+    ("message", "problem", "written"),
+    [
+        ("ASGI callable returned without completing response.", None, False),
+        ("Unsupported upgrade request.", None, False),
+        ("No supported WebSocket library detected. Please use ...", None, False),
+        ("Exception in ASGI application\n", asyncio.CancelledError(), False),
+        ("Exception in ASGI application\n", ValueError(), True),
+        ("Invalid HTTP request received.", None, True),
+        (OSError("not a text"), None, True),
+    ],
+)
+def test_only_news_is_written(message: object, problem: BaseException | None, written: bool) -> None:
+    exc_info = (type(problem), problem, None) if problem else None
+    record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, None, exc_info)
+    assert OnlyNews().filter(record) is written
+
+
+async def test_an_answer_left_torn_is_one_line_in_the_log(
+    start: Start, upstream: Upstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(HEAD, chunked(b"one"))
+        await client.until(b"one\r\n")
+        await there.close()
+        assert await client.rest() == b""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r" WARNING exchange [0-9a-f]{32} failed with 502: ", line)
+
+
+async def test_a_request_to_upgrade_is_relayed_in_silence(
+    start: Start, upstream: Upstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upstream.says(answer())
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]))
+        assert (await client.hear()).status == 200
+    assert capsys.readouterr().err == ""
+
+
+# ---- what uvicorn is told
+
+
+def test_the_server_adds_no_fields_of_its_own(run: Run) -> None:
+    process = run()
+    names = {name.lower() for name, _ in process.health().getheaders()}
+    assert names == {"content-type", "content-length", "cache-control"}
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_the_grace_time_is_the_chosen_one(settings_of: SettingsOf) -> None:
+    assert configure(settings_of(PROXY_SHUTDOWN_GRACE_MS="1500")).timeout_graceful_shutdown == 1.5
+
+
+async def test_an_idle_connection_is_closed_after_the_chosen_time(start: Start) -> None:
+    async with start(PROXY_KEEP_ALIVE_MS="20") as proxy:
+        client = await proxy.connect()
+        await client.say(request(target=b"/health"))
+        assert (await client.hear()).status == 200
+        async with asyncio.timeout(3):  # uvicorn's own choice would be 5
+            await client.closed()
+
+
+async def test_an_idle_connection_is_kept_for_the_next_request(transparent: Running) -> None:
+    client = await transparent.connect()
+    for _ in range(3):
+        await client.say(request(target=b"/health"))
+        assert (await client.hear()).status == 200
