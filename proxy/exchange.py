@@ -1,6 +1,5 @@
 """The nouns that pass between the two banks: the exchange as it is known, the call as it goes out, the answer."""
 
-from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from random import getrandbits
 from typing import Protocol
@@ -26,7 +25,30 @@ class Exchange:
     incoming_id: str | None = None
 
 
+class Body(Protocol):
+    """A request's body as it comes. `length` is what Content-Length says, None where it comes in chunks."""
+
+    length: int | None
+
+    async def read(self) -> bytes:
+        """Return the next bytes, b"" at the end. May raise what is to end the exchange."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds, each for itself (None: no limit).
+
+    `connect` is for DNS, TCP and TLS together, `read` for the head and then for each silence, `write` for each stall
+    of an upload, `pool` for the wait for a free connection.
+    """
+
+    connect: float | None
+    read: float | None
+    write: float | None
+    pool: float | None
+
+
+@dataclass(slots=True)
 class Call:
     """The complete request for the upstream.
 
@@ -37,15 +59,22 @@ class Call:
     method: str
     target: bytes
     headers: Pairs
-    body: AsyncIterable[bytes] | None
+    body: Body | None
 
 
 class Answer(Protocol):
-    """The upstream's response as it streams. `close()` must be awaited, whatever happened."""
+    """The upstream's response as it streams.
 
-    @property
-    def status(self) -> int: ...
-    @property
-    def headers(self) -> Pairs: ...
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-    async def close(self) -> None: ...
+    `complete` turns true when its last byte is here, be it read already or not. Whoever opened it closes it, whatever
+    happened.
+    """
+
+    status: int
+    headers: Pairs
+    complete: bool
+
+    async def read(self) -> bytes:
+        """Return the bytes that are here, or wait for some; b"" at the end. Raises what the transport raises."""
+
+    async def close(self) -> None:
+        """Give the connection back, or close it where the answer was not heard to its end."""

@@ -16,7 +16,7 @@ from proxy.errors import Failure, Unforeseen
 from proxy.exchange import Exchange, new_id
 from proxy.headers import first
 from proxy.routes import Route
-from proxy.upstream import Upstream
+from proxy.upstream import BORDER, Upstream
 
 log = logging.getLogger("oxy")
 
@@ -34,7 +34,7 @@ class Gateway:
         exchange = meet(downstream)
         try:
             call = self._route.shape(downstream)
-            with downstream.watch():
+            with downstream.watch(), BORDER:
                 answer = await self._upstream.open(call)
                 try:
                     await downstream.relay(exchange, answer)

@@ -51,5 +51,5 @@ class Relay:
             method=downstream.method,
             target=target,
             headers=headers + self._access.signature(headers),
-            body=downstream.upload() if downstream.has_body else None,
+            body=downstream.upload,
         )

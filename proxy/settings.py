@@ -25,6 +25,7 @@ OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
 
 Mode = Literal["transparent", "swap", "guarded", "open"]
 Forwarded = Literal["drop", "append", "pass"]
+Transport = Literal["fast", "httpx"]
 T = TypeVar("T")
 NOTHING: tuple[str, ...] = ()
 
@@ -79,6 +80,7 @@ class Settings:
     upstream_max_timeout: float = 900.0
     keep_alive: float = 900.0
     shutdown_grace: float = 30.0
+    transport: Transport = "fast"
     notes: tuple[str, ...] = ()
 
     @property
@@ -118,6 +120,7 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         upstream_max_timeout=max(default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", milliseconds, 900.0)),
         keep_alive=take("PROXY_KEEP_ALIVE_MS", milliseconds, 900.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", milliseconds, 30.0),
+        transport=take("OXY_TRANSPORT", transport, "fast"),
         notes=tuple(reader.notes()),
     )
     complaints = [*reader.complaints, *contradictions(settings)]
@@ -338,3 +341,12 @@ def forwarded(text: str) -> Forwarded:
             return word
         case _:
             raise ValueError("write drop, append or pass")
+
+
+def transport(text: str) -> Transport:
+    """Read which way calls take upstream."""
+    match text.lower():
+        case "fast" | "httpx" as word:
+            return word
+        case _:
+            raise ValueError("write fast or httpx")

@@ -1,21 +1,24 @@
 """The far bank: where calls go, with which timeouts, and what its failures are called here.
 
-The transport is called as such (`handle_async_request`), not through a client: a client would add headers, decode
-paths, follow redirects, keep cookies and write a log line of its own. What a plain `httpx.Request` with a base URL
-parsed once, `extensions["target"]` and a stream puts on the wire is what the call says, and nothing else.
+Calls go through our own pool, or through one of httpx's transports, called as such (`handle_async_request`) and not
+through a client: a client would add headers, decode paths, follow redirects, keep cookies and write a log line of its
+own. What a plain `httpx.Request` with a base URL parsed once, `extensions["target"]` and a stream puts on the wire is
+what the call says, and nothing else.
 """
 
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator
-from typing import cast
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Protocol, cast
 
 import httpx
 
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
-from proxy.exchange import Answer, Call
+from proxy.exchange import Answer, Body, Call, Timeouts
 from proxy.settings import Settings, Target
+from proxy.transport import Pool
 
 # Most specific first; a test holds it against all of httpx's transport exceptions.
 TRANSLATION: tuple[tuple[type[httpx.TransportError], type[Failure], str], ...] = (
@@ -35,42 +38,41 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=512, keepa
 SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 
 
+class Bank(Protocol):
+    """What takes a request to the target and brings the answer, one way or the other. Raises httpx's exceptions."""
+
+    async def open(
+        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
+    ) -> Answer: ...
+    async def aclose(self) -> None: ...
+
+
 class Upstream:
     """Sends calls to the one target that the settings name, and nowhere else.
 
-    `transport` stands in for the network in tests that look only at the shape of a call.
+    `transport` is one of httpx's to use instead of our own.
     """
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         target = settings.target
-        self._transport = transport or httpx.AsyncHTTPTransport(
-            verify=trust(target), limits=LIMITS, socket_options=SOCKET_OPTIONS
-        )
-        self._url = httpx.URL(str(target))
+        self._bank = bank(settings, transport)
         self._host = (b"host", target.authority.encode())
         self._prefix = target.path.encode()
         self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
-        self._timeout = {
-            "connect": settings.connect_timeout,
-            "read": settings.upstream_timeout,
-            "write": settings.upstream_timeout,
-            "pool": settings.connect_timeout,
-        }
+        self._timeouts = Timeouts(
+            connect=settings.connect_timeout,
+            read=settings.upstream_timeout,
+            write=settings.upstream_timeout,
+            pool=settings.connect_timeout,
+        )
 
     async def open(self, call: Call) -> Answer:
-        """Send the call; return its answer when the head is there. Raises `Failure`."""
-        request = httpx.Request(
-            call.method,
-            self._url,
-            headers=[self._host, *call.headers],
-            stream=Body(call.body) if call.body is not None else NOTHING,
-            extensions={"target": self._place(call.target), "timeout": self._timeout},
-        )
-        try:
-            response = await self._transport.handle_async_request(request)
-        except httpx.TransportError as problem:
-            raise translated(problem) from problem
-        answer = HttpxAnswer(response)
+        """Send the call; return its answer when the head is there.
+
+        What goes wrong, here or while the answer is read, is a `Failure` only outside of `BORDER`.
+        """
+        headers = [self._host, *call.headers]
+        answer = await self._bank.open(call.method, self._place(call.target), headers, call.body, self._timeouts)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")
@@ -78,7 +80,7 @@ class Upstream:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._transport.aclose()
+        await self._bank.aclose()
 
     def _place(self, target: bytes) -> bytes:
         """Put the target's own path before the request's, but never its last segment twice.
@@ -91,6 +93,18 @@ class Upstream:
         if last and target.startswith(last) and target[len(last) : len(last) + 1] in (b"", b"/", b"?"):
             return self._prefix[: -len(last)] + target
         return self._prefix + target
+
+
+def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank:
+    """Return the way to the target: our own, unless there is a reason for httpx's."""
+    target = settings.target
+    if transport is None and settings.transport == "fast":
+        tls = trust(target) if target.scheme == "https" else None
+        return Pool(target.host, target.port, tls=tls)
+    return ThroughHttpx(
+        target,
+        transport or httpx.AsyncHTTPTransport(verify=trust(target), limits=LIMITS, socket_options=SOCKET_OPTIONS),
+    )
 
 
 def trust(target: Target) -> ssl.SSLContext:
@@ -107,14 +121,39 @@ def trust(target: Target) -> ssl.SSLContext:
     return context
 
 
-class Body(httpx.AsyncByteStream):
+class ThroughHttpx:
+    """The way through one of httpx's transports."""
+
+    def __init__(self, target: Target, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+        self._url = httpx.URL(str(target))
+
+    async def open(
+        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
+    ) -> "HttpxAnswer":
+        """Send a request; return its answer when the head is there."""
+        extensions = {
+            "target": target,
+            "timeout": {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")},
+        }
+        stream = BodyStream(body) if body is not None else NOTHING
+        request = httpx.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
+        return HttpxAnswer(await self._transport.handle_async_request(request))
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
+
+
+class BodyStream(httpx.AsyncByteStream):
     """A call's body in the form that a transport takes."""
 
-    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
-        self._chunks = chunks
+    def __init__(self, body: Body) -> None:
+        self._body = body
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._chunks)
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self._body.read():
+            yield chunk
 
 
 NOTHING = httpx.ByteStream(b"")
@@ -126,18 +165,35 @@ class HttpxAnswer:
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.headers: Pairs = response.headers.raw
+        self.complete = False  # known only from the empty read at the end
         self._stream = cast(httpx.AsyncByteStream, response.stream)
+        self._chunks = aiter(self._stream)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._stream:
-                yield chunk
-        except httpx.TransportError as problem:
-            raise translated(problem) from problem
+    async def read(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        async for chunk in self._chunks:
+            if chunk:
+                return chunk
+        return b""
 
     async def close(self) -> None:
         """Give the connection back to the pool, or close it where the answer was not heard to its end."""
         await self._stream.aclose()
+
+
+class Border:
+    """A context at whose end a transport's exceptions become failures: one for all exchanges, since it keeps nothing."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if isinstance(problem, httpx.TransportError):
+            raise translated(problem) from problem
+
+
+BORDER = Border()
 
 
 def translated(problem: httpx.TransportError) -> Failure:

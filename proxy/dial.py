@@ -1,0 +1,82 @@
+"""Reaching a host: its addresses tried in turn (RFC 8305), the socket made fit for a relay, TLS on top where asked for."""
+
+import asyncio
+import itertools
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
+P = TypeVar("P", bound=asyncio.Protocol)
+
+# RFC 8305 5, 8: how long, in seconds, an address is tried alone before the next one is tried beside it.
+ATTEMPT_DELAY = 0.25
+# What keeps a connection through a long silence (a model that thinks) is cut by middle boxes after minutes. (Linux names)
+KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
+
+
+async def dial(
+    loop: asyncio.AbstractEventLoop, factory: Callable[[], P], address: tuple[str, int], tls: ssl.SSLContext | None
+) -> P:
+    """Connect to (host, port) and return the protocol that `factory` made. Raises `OSError`, TLS's included."""
+    host, port = address
+    sock = await reach(loop, host, port)
+    try:
+        _, protocol = await loop.create_connection(
+            factory, sock=sock, ssl=tls, server_hostname=host.strip("[]") if tls else None
+        )
+    except BaseException:
+        sock.close()
+        raise
+    return protocol
+
+
+async def reach(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
+    """Return a socket connected to the first address of the host that answers. Raises `OSError` if none does."""
+    found: list[AddressInfo] = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)  # type: ignore[assignment]
+    untried = in_turn(found)
+    trying: set[asyncio.Task[socket.socket]] = set()
+    problem: BaseException = OSError(f"no address for {host}")
+    try:
+        while untried or trying:
+            if untried:
+                trying.add(loop.create_task(_connect(loop, untried.pop(0))))
+            delay = ATTEMPT_DELAY if untried else None
+            done, trying = await asyncio.wait(trying, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            reached = [attempt.result() for attempt in done if attempt.exception() is None]
+            for late in reached[1:]:
+                late.close()
+            if reached:
+                return reached[0]
+            problem = next((failed for attempt in done if (failed := attempt.exception())), problem)
+        raise problem
+    finally:
+        for attempt in trying:
+            if not attempt.cancel() and attempt.exception() is None:
+                attempt.result().close()
+
+
+def in_turn(found: Iterable[AddressInfo]) -> list[AddressInfo]:
+    """Return the addresses with their families taking turns, the resolver's first choice first (RFC 8305 4)."""
+    families: dict[int, list[AddressInfo]] = {}
+    for info in found:
+        families.setdefault(info[0], []).append(info)
+    return [info for turn in itertools.zip_longest(*families.values()) for info in turn if info is not None]
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, info: AddressInfo) -> socket.socket:
+    family, kind, protocol, _, address = info
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEP_ALIVE:
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        await loop.sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
