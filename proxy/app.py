@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
-from starlette.routing import Route, Router
-from starlette.types import ASGIApp
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import pages
 from proxy.access import Access
@@ -16,10 +16,29 @@ from proxy.settings import Settings
 from proxy.upstream import Upstream
 
 
+class Front:
+    """Sends a request to the page of its path, and any other to the gateway.
+
+    Paths are compared as they were sent: a page's path in another spelling is not that page, and is relayed.
+    """
+
+    def __init__(self, pages: dict[bytes, ASGIApp], gateway: ASGIApp, lifespan: ASGIApp) -> None:
+        self._pages = pages
+        self._gateway = gateway
+        self._lifespan = lifespan
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, by path."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        await self._pages.get(scope["raw_path"], self._gateway)(scope, receive, send)
+
+
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
     """Return the ASGI application for these settings.
 
-    `transport` stands in for the network, in tests. Nothing is read, resolved or opened before the first request.
+    `transport` is used instead of our own. Nothing is read, resolved or opened before the first request.
     """
     upstream = Upstream(settings, transport)
 
@@ -28,10 +47,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         yield
         await upstream.aclose()
 
-    router = Router(
-        routes=[Route("/", pages.welcome(settings)), Route("/health", pages.health())],
-        default=Gateway(Relay(settings, Access(settings)), upstream),
-        redirect_slashes=False,
-        lifespan=lifespan,
+    front = Front(
+        pages={b"/": pages.welcome(settings), b"/health": pages.health()},
+        gateway=Gateway(Relay(settings, Access(settings)), upstream),
+        lifespan=Router(lifespan=lifespan),
     )
-    return Cors(router, settings.cors_origins)
+    return Cors(front, settings.cors_origins)

@@ -1,4 +1,4 @@
-"""Reaching a host: its addresses tried in turn (RFC 8305), the socket made fit for a relay, TLS on top where asked for."""
+"""Reaching a host: its addresses tried in turn (RFC 8305), a socket fit for a relay, TLS on top where asked for."""
 
 import asyncio
 import itertools
@@ -12,7 +12,7 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 # RFC 8305 5, 8: how long, in seconds, an address is tried alone before the next one is tried beside it.
 ATTEMPT_DELAY = 0.25
-# What keeps a connection through a long silence (a model that thinks) is cut by middle boxes after minutes. (Linux names)
+# A connection that is silent for minutes while a model thinks is cut by middle boxes. (Linux names; skipped elsewhere)
 KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
 
 

@@ -1,9 +1,8 @@
 """The client's bank: the one file that speaks ASGI HTTP messages for an exchange.
 
-Facts of uvicorn that this file rests on, each with its test: `send()` after a hang-up returns in silence; an application
-that returns without its last message has its connection closed, so that the client sees a torn answer. Two things more
-than ASGI come from our own server, in the scope: `target`, the request target as it came, and `line`, which tells of a
-hang-up the moment that it happens.
+`send()` after a hang-up returns in silence; an application that returns without its last message has its answer torn
+(see `cycle`). Two things more than ASGI come in the scope from our own server (see `protocol`): `target`, the request
+target as it came, and `line`, which tells of a hang-up the moment that it happens.
 """
 
 import asyncio
@@ -17,11 +16,9 @@ from proxy.errors import DownstreamClosed, Failure, Pairs
 from proxy.exchange import Answer, Exchange
 from proxy.headers import FRAMING, first, inbound
 
-NO_BODY_STATUSES = (204, 304)  # RFC 9110 15.3.5, 15.4.5
-
 
 class Line(Protocol):
-    """The client's connection, as far as an exchange knows it: it calls `on_hang_up`, if set, when the client is gone."""
+    """The client's connection, as far as an exchange knows it: it calls `on_hang_up`, if set, on the client's end."""
 
     on_hang_up: Callable[[], None] | None
 
@@ -40,12 +37,8 @@ class Downstream:
     @property
     def target(self) -> bytes:
         """Path and query as they came on the wire, in origin form (RFC 9112 3.2.1)."""
-        raw: bytes = self._scope.get("target", b"")
-        if raw.startswith(b"/"):
-            return raw
-        query: bytes = self._scope["query_string"]
-        path: bytes = self._scope["raw_path"]
-        return path + b"?" + query if query else path
+        target: bytes = self._scope["target"]
+        return target
 
     @property
     def client_address(self) -> bytes | None:
@@ -59,10 +52,6 @@ class Downstream:
 
     async def relay(self, exchange: Exchange, answer: Answer) -> None:
         """Pass on the answer: its head, then what comes as it comes. Waiting for `send` is the backpressure."""
-        if answer.status in NO_BODY_STATUSES:
-            # uvicorn wants as many bytes as Content-Length says unless it answers a HEAD; a 304 may well state the
-            # length of what it does not send (RFC 9110 8.6).
-            self._scope["method"] = "HEAD"
         if self.upload is not None:
             self.upload.drop()  # an answer that comes before the upload's end ends it
         send = self._send

@@ -45,6 +45,30 @@ class BadRequest(Failure):
     status, type, code, result = 400, "invalid_request_error", "OPENAI_PROXY_BAD_REQUEST", "validation_error"
 
 
+class RequestTimeout(BadRequest):
+    """The head of a request took too long."""
+
+    status = 408
+
+
+class TargetTooLong(BadRequest):
+    """The request target is longer than any that is meant."""
+
+    status = 414
+
+
+class HeadTooLarge(BadRequest):
+    """The header fields are too many or too large (RFC 6585 5)."""
+
+    status = 431
+
+
+class NotImplementedHere(BadRequest):
+    """The request is framed in a way that cannot be relayed (RFC 9112 6.1)."""
+
+    status = 501
+
+
 class Unauthorized(Failure):
     """A relayed route was called with no client key or a wrong one."""
 

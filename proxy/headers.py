@@ -62,6 +62,10 @@ def inbound(pairs: Pairs) -> Pairs:
     for name, value in lowered:
         if name == b"connection" and value not in COMMON_TOKENS:
             drop = drop | _named(value)
+        elif (
+            name == b"transfer-encoding"
+        ):  # RFC 9112 6.3: the chunks tell the end, whatever length is stated beside them
+            drop = drop | FRAMING
     return [pair for pair in lowered if pair[0] not in drop]
 
 

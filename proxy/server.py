@@ -4,16 +4,15 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__
 from proxy.app import create_app
+from proxy.protocol import HttpProtocol
 from proxy.settings import Settings
 
 BACKLOG = 2048
@@ -32,31 +31,6 @@ log = logging.getLogger("oxy")
 
 class CannotListen(Exception):
     """The address is taken or not ours; the message says what to do."""
-
-
-class Line(HttpToolsProtocol):
-    """uvicorn's protocol, and two things more than ASGI has, both in the scope.
-
-    `target` is the request target as it came: with path and query alone, `/v1/models?` could not be told from
-    `/v1/models`. `line` is this connection, which calls `on_hang_up` when the client is gone: with `receive` alone, it
-    would take a task for each exchange to hear of it.
-    """
-
-    on_hang_up: Callable[[], None] | None = None
-
-    def on_headers_complete(self) -> None:
-        """Complete the scope that the application gets."""
-        super().on_headers_complete()
-        # uvicorn appends trailers to the same list; a key in a trailer is no key (RFC 9110 6.5.1).
-        self.scope["headers"] = self.headers.copy()
-        self.scope["target"] = self.url  # type: ignore[typeddict-unknown-key]
-        self.scope["line"] = self  # type: ignore[typeddict-unknown-key]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the exchange that is under way."""
-        super().connection_lost(exc)
-        if self.on_hang_up is not None:
-            self.on_hang_up()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -80,7 +54,7 @@ def configure(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         partial(create_app, settings),
         factory=True,
-        http=Line,
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         workers=settings.workers,

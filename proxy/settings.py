@@ -6,53 +6,28 @@ as unset (compose files pass those). All complaints come at once, in the operato
 
 import difflib
 import io
-import ipaddress
-import math
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
-from urllib.parse import SplitResult, urlsplit
 
 from dotenv.parser import Binding, parse_stream
 
+from proxy import values
+from proxy.values import Forwarded, Target, Transport
+
 DEFAULT_TARGET = "https://api.openai.com"
-DEFAULT_PORTS = {"http": 80, "https": 443}
 FILES = (".env.local", ".env")  # the stronger one first
 OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
 
 Mode = Literal["transparent", "swap", "guarded", "open"]
-Forwarded = Literal["drop", "append", "pass"]
-Transport = Literal["fast", "httpx"]
 T = TypeVar("T")
 NOTHING: tuple[str, ...] = ()
 
 
 class BadSettings(Exception):
     """The settings are not usable; the message lists every complaint, one to a line."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where calls go: `scheme://host[:port]` and the path that stands before every request's own.
-
-    `host` is as it goes into a URL (IPv6 in brackets), `path` has no trailing slash ("" for none).
-    """
-
-    scheme: str
-    host: str
-    port: int
-    path: str = ""
-
-    @property
-    def authority(self) -> str:
-        """The value of the `Host` field: no port where it is the scheme's own."""
-        return self.host if self.port == DEFAULT_PORTS[self.scheme] else f"{self.host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.path}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,29 +73,32 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
     """
     reader = Reader(environ, folder)
     take = reader.take
-    default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", milliseconds, 600.0)
+    default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", values.milliseconds, 600.0)
     settings = Settings(
-        target=take("OXY_TARGET", target, None) or take("OPENAI_BASE_URL", target, target(DEFAULT_TARGET)),
-        host=take("OXY_HOST", address, "0.0.0.0"),
-        port=take("OXY_PORT", port, 18443),
-        workers=take("PROXY_WORKERS", at_least_one, 1),
-        hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", listed, NOTHING),
-        openai_api_key=take("OPENAI_API_KEY", key, None),
-        openai_project=take("OPENAI_PROJECT_KEY", key, None),
-        openai_organization=take("OPENAI_ORGANIZATION", key, None),
+        target=take("OXY_TARGET", values.target, None)
+        or take("OPENAI_BASE_URL", values.target, values.target(DEFAULT_TARGET)),
+        host=take("OXY_HOST", values.address, "0.0.0.0"),
+        port=take("OXY_PORT", values.port, 18443),
+        workers=take("PROXY_WORKERS", values.at_least_one, 1),
+        hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", values.listed, NOTHING),
+        openai_api_key=take("OPENAI_API_KEY", values.key, None),
+        openai_project=take("OPENAI_PROJECT_KEY", values.key, None),
+        openai_organization=take("OPENAI_ORGANIZATION", values.key, None),
         # Any text: a convenience request may carry a client key in its JSON.
-        client_keys=take("PROXY_X_API_KEY", listed, NOTHING) + take("SECURITY_KEY", listed, NOTHING),
-        open=take("PROXY_OPEN", switch, False),
-        endpoints=take("PROXY_ENDPOINTS", patterns, NOTHING),
-        forwarded=take("PROXY_FORWARDED", forwarded, "drop"),
-        cors_origins=take("PROXY_CORS_ORIGINS", listed, ("*",)),
-        connect_timeout=take("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", milliseconds, 30.0),
+        client_keys=take("PROXY_X_API_KEY", values.listed, NOTHING) + take("SECURITY_KEY", values.listed, NOTHING),
+        open=take("PROXY_OPEN", values.switch, False),
+        endpoints=take("PROXY_ENDPOINTS", values.patterns, NOTHING),
+        forwarded=take("PROXY_FORWARDED", values.forwarded, "drop"),
+        cors_origins=take("PROXY_CORS_ORIGINS", values.listed, ("*",)),
+        connect_timeout=take("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", values.milliseconds, 30.0),
         upstream_timeout=default_timeout,
         # A maximum below the default is raised to it.
-        upstream_max_timeout=max(default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", milliseconds, 900.0)),
-        keep_alive=take("PROXY_KEEP_ALIVE_MS", milliseconds, 900.0),
-        shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", milliseconds, 30.0),
-        transport=take("OXY_TRANSPORT", transport, "fast"),
+        upstream_max_timeout=max(
+            default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
+        ),
+        keep_alive=take("PROXY_KEEP_ALIVE_MS", values.milliseconds, 900.0),
+        shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
+        transport=take("OXY_TRANSPORT", values.transport, "fast"),
         notes=tuple(reader.notes()),
     )
     complaints = [*reader.complaints, *contradictions(settings)]
@@ -193,8 +171,8 @@ class Reader:
 
     def notes(self) -> Iterator[str]:
         """Yield names in the files that look like ours and are not: a mistyped key must not pass in silence."""
-        for file, values in self._files.items():
-            for name in values:
+        for file, given in self._files.items():
+            for name in given:
                 if name.startswith(OUR_PREFIXES) and name not in self.names:
                     close = difflib.get_close_matches(name, self.names, n=1)
                     hint = f"; did you mean {close[0]}?" if close else ""
@@ -209,144 +187,16 @@ class Reader:
             reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
             self.complaints.append(f"{path.name} cannot be read: {reason}")
             return {}
-        values = {}
+        given = {}
         for binding in parse_stream(io.StringIO(text)):
             if binding.error or (binding.key is not None and binding.value is None):
                 self.complaints.append(f"{path.name} line {_line(binding)}: this is not NAME=value")
             elif binding.key is not None and binding.value is not None:
-                values[binding.key] = binding.value  # as written: a `$` in a key is a `$`
-        return values
+                given[binding.key] = binding.value  # as written: a `$` in a key is a `$`
+        return given
 
 
 def _line(binding: Binding) -> int:
     """Return where a binding stands; what the parser calls its line is that of the blank ones before it."""
     text = binding.original.string
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
-
-
-def target(text: str) -> Target:
-    """Read a target such as `https://api.openai.com` or `http://[::1]:9000/v1`."""
-    try:
-        parts = urlsplit(text)
-        given_port = parts.port
-    except ValueError:
-        raise ValueError("not a URL: write https://host, https://host:port or https://host/path") from None
-    _only_what_a_target_has(parts, text)
-    host = parts.hostname or ""
-    return Target(
-        scheme=parts.scheme,
-        host=f"[{host}]" if ":" in host else _ascii_host(host),
-        port=given_port or DEFAULT_PORTS[parts.scheme],
-        path=parts.path.rstrip("/"),
-    )
-
-
-def _only_what_a_target_has(parts: SplitResult, text: str) -> None:
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ValueError("not an address to call: write https://host, https://host:port or https://host/path")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("it holds a user name or password: put the key into OPENAI_API_KEY instead")
-    if parts.port == 0:
-        raise ValueError("port 0 is none to call")
-    if "?" in text or "#" in text:
-        raise ValueError("it holds a query or fragment: only scheme, host, port and path belong here")
-    if not re.fullmatch(r"[!-~]*", parts.path):
-        raise ValueError("its path holds a space or a character beyond ASCII: write those percent-encoded")
-
-
-def _ascii_host(host: str) -> str:
-    try:
-        ascii_host = host.encode("idna").decode("ascii")
-        if re.fullmatch(r"[0-9.]+", ascii_host):
-            ipaddress.IPv4Address(ascii_host)
-    except ValueError:
-        raise ValueError("its host name is not one") from None
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", ascii_host):
-        raise ValueError("its host name is not one")
-    return ascii_host
-
-
-def address(text: str) -> str:
-    """Read an address to listen on: a host name, IPv4, or IPv6 with or without its brackets."""
-    host = text.removeprefix("[").removesuffix("]")
-    if ":" not in host:
-        return _ascii_host(host)
-    try:
-        return str(ipaddress.IPv6Address(host))
-    except ValueError:
-        raise ValueError("not an address to listen on (a port belongs into OXY_PORT)") from None
-
-
-def port(text: str) -> int:
-    """Read a port number; 0 lets the system choose a free one."""
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise ValueError("not a port: write a number from 0 to 65535")
-    return int(text)
-
-
-def at_least_one(text: str) -> int:
-    """Read a whole number above zero."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ValueError("write a whole number, 1 or more")
-    return int(text)
-
-
-def milliseconds(text: str) -> float:
-    """Read a time in milliseconds; return seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError("write a number of milliseconds above 0")
-    return value / 1000
-
-
-def switch(text: str) -> bool:
-    """Read a yes or no."""
-    meanings = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    try:
-        return meanings[text.lower()]
-    except KeyError:
-        raise ValueError("write 1 or 0") from None
-
-
-def key(text: str) -> str:
-    """Read something that is to stand in a header: printable ASCII without spaces."""
-    if not re.fullmatch(r"[!-~]+", text):
-        raise ValueError("it holds a space or a character that cannot stand in a header")
-    return text
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """Read a list separated by commas. One of commas alone is an error: as no list it would let everyone in."""
-    items = tuple(item for piece in text.split(",") if (item := piece.strip()))
-    if not items:
-        raise ValueError("it lists nothing")
-    return items
-
-
-def patterns(text: str) -> tuple[str, ...]:
-    """Read path patterns separated by commas."""
-    found = listed(text)
-    if not all(item.startswith("/") for item in found):
-        raise ValueError("a pattern begins with a slash, as in /v1/images/*")
-    return found
-
-
-def forwarded(text: str) -> Forwarded:
-    """Read what becomes of the headers that name the client's address."""
-    match text.lower():
-        case "drop" | "append" | "pass" as word:
-            return word
-        case _:
-            raise ValueError("write drop, append or pass")
-
-
-def transport(text: str) -> Transport:
-    """Read which way calls take upstream."""
-    match text.lower():
-        case "fast" | "httpx" as word:
-            return word
-        case _:
-            raise ValueError("write fast or httpx")

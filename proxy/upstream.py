@@ -17,8 +17,9 @@ import httpx
 
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Call, Timeouts
-from proxy.settings import Settings, Target
-from proxy.transport import Pool
+from proxy.pool import Pool
+from proxy.settings import Settings
+from proxy.values import Target
 
 # Most specific first; a test holds it against all of httpx's transport exceptions.
 TRANSLATION: tuple[tuple[type[httpx.TransportError], type[Failure], str], ...] = (
@@ -182,7 +183,7 @@ class HttpxAnswer:
 
 
 class Border:
-    """A context at whose end a transport's exceptions become failures: one for all exchanges, since it keeps nothing."""
+    """A context at whose end a transport's exceptions become failures; one serves all exchanges, it keeps nothing."""
 
     def __enter__(self) -> None: ...
 

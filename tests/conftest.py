@@ -106,12 +106,18 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield listening
 
 
+@pytest.fixture(params=["fast", "httpx"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Each way that calls can take upstream; whoever looks from outside must not be able to tell them apart."""
+    return str(request.param)
+
+
 @pytest.fixture
-def start(upstream: Upstream, tmp_path: Path) -> Start:
+def start(upstream: Upstream, tmp_path: Path, way: str) -> Start:
     """Start a proxy before the upstream with the given settings (names as in the environment)."""
 
     def start(**environ: str) -> AbstractAsyncContextManager[Running]:
-        return running(load({"OXY_TARGET": upstream.url, **environ}, tmp_path))
+        return running(load({"OXY_TARGET": upstream.url, "OXY_TRANSPORT": way, **environ}, tmp_path))
 
     return start
 

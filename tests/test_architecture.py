@@ -19,9 +19,11 @@ MOST_LINES_OF_A_FUNCTION = 50
 FLOORS = (
     ("the version", "__init__"),
     ("ground: what can go wrong", "errors"),
-    ("ground: nouns, rules, choices", "exchange headers settings"),
-    ("the wire", "transport"),
-    ("rooms", "access cors downstream endpoints upstream"),
+    ("ground: nouns and rules", "exchange headers values"),
+    ("ground: choices", "settings"),
+    ("the wire: parts of its two ends", "cycle connection dial"),
+    ("the wire: its two ends", "protocol pool"),
+    ("rooms", "access cors downstream endpoints transport upstream"),
     ("which request becomes which call", "routes"),
     ("the life of an exchange", "gateway"),
     ("pages of our own", "pages"),
@@ -35,15 +37,21 @@ ALONE = "demo"
 # Whoever is not named here lives on the standard library.
 DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
-    "httptools": ("transport", "parses answers"),
-    "httpx": ("transport upstream app", "the way upstream; app names the type of a transport and no more"),
-    "uvicorn": ("server demo", "serves; the demo is served by one of its own"),
+    "httptools": ("connection protocol", "parses answers and requests"),
+    "httpx": (
+        "connection pool transport upstream app",
+        "the way upstream; app names the type of a transport and no more",
+    ),
+    "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
     "starlette": (
-        "cors downstream gateway pages app demo",
+        "cycle protocol cors downstream gateway pages app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
-TYPES_ONLY = {"starlette": "cors downstream gateway"}  # the hot path is plain ASGI
+TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway"}  # the hot path is plain ASGI
+
+# One reason to exist, and left whole.
+LONGER = {"connection": (400, "the states of a connection, and the answer that they decide about")}
 
 WITHOUT_A_TWIN = {
     "__init__": "it says which version it is, and nothing else",
@@ -52,6 +60,7 @@ WITHOUT_A_TWIN = {
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
     "exchange": "nouns without behaviour",
+    "values": "test_settings puts every kind of text through it",
 }
 
 
@@ -154,7 +163,9 @@ def test_a_file_s_name_says_what_is_in_it(path: Path) -> None:
 @each_file
 def test_a_file_stays_small(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES, "has it two reasons to exist?"
+    most, _ = LONGER.get(room(path), (MOST_LINES, ""))
+    assert lines <= most, "has it two reasons to exist?"
+    assert lines > MOST_LINES or room(path) not in LONGER, "it is small again: take it out of LONGER"
 
 
 @each_file

@@ -40,6 +40,7 @@ async def ask(app: object, headers: Pairs | None = None) -> list[Message]:
         "method": "GET",
         "path": "/v1/models",
         "raw_path": b"/v1/models",
+        "target": b"/v1/models",
         "query_string": b"",
         "headers": headers or [],
         "client": None,

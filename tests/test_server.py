@@ -24,9 +24,10 @@ import pytest
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
 from proxy.server import CannotListen, OnlyNews, announce, configure, listen, local_url
-from proxy.settings import Settings, target
+from proxy.settings import Settings
+from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
-from tests.peers import Upstream, answer, chunked, request
+from tests.peers import Peer, Upstream, answer, chunked, request
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "proxy"]
@@ -170,6 +171,7 @@ def test_a_running_stream_finishes_after_the_order_to_stop(
         client.sendall(request())
         there, _ = listener.accept()
         with there:
+            until(there, b"\r\n\r\n")
             there.sendall(HEAD + chunked(b"one"))
             until(client, b"one\r\n")
             process.tell(number)
@@ -186,6 +188,7 @@ def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: so
         client.sendall(request())
         there, _ = listener.accept()
         with there:
+            until(there, b"\r\n\r\n")
             there.sendall(HEAD + chunked(b"one"))
             until(client, b"one\r\n")
             process.tell(signal.SIGTERM)
@@ -389,9 +392,12 @@ def test_a_port_that_was_just_given_back_can_be_taken_again() -> None:
 
 
 def test_accepted_connections_send_small_pieces_at_once() -> None:
-    with listen("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname(), PATIENCE):
-        with sock.accept()[0] as accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        listen("127.0.0.1", 0) as sock,
+        socket.create_connection(sock.getsockname(), PATIENCE),
+        sock.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_why_it_cannot_listen_is_chained(listener: socket.socket) -> None:
@@ -515,6 +521,14 @@ def test_the_server_adds_no_fields_of_its_own(run: Run) -> None:
 
 def test_the_grace_time_is_the_chosen_one(settings_of: SettingsOf) -> None:
     assert configure(settings_of(PROXY_SHUTDOWN_GRACE_MS="1500")).timeout_graceful_shutdown == 1.5
+
+
+async def test_a_client_that_hangs_up_is_heard_of_while_its_call_waits(client: Peer, upstream: Upstream) -> None:
+    await client.say(request())
+    there = await upstream.accept()
+    await there.hear()
+    client.abort()
+    await there.closed()
 
 
 async def test_an_idle_connection_is_closed_after_the_chosen_time(start: Start) -> None:

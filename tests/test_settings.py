@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.settings import BadSettings, Settings, Target, load, target
+from proxy.settings import BadSettings, Settings, load
+from proxy.values import Target, target
 from tests.conftest import SettingsOf
 
 OPENAI = Target(scheme="https", host="api.openai.com", port=443)
@@ -45,6 +46,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", "1000000", "upstream_max_timeout", 1000.0),
     ("PROXY_KEEP_ALIVE_MS", "0.5", "keep_alive", 0.0005),
     ("PROXY_SHUTDOWN_GRACE_MS", "1e3", "shutdown_grace", 1.0),
+    ("OXY_TRANSPORT", "HTTPX", "transport", "httpx"),
 ]
 
 NO_NUMBER = "write a whole number, 1 or more"
@@ -65,6 +67,7 @@ REFUSED = [
     *(("PROXY_KEEP_ALIVE_MS", text, NO_TIME) for text in ("0", "ten")),
     *(("PROXY_OPEN", text, "write 1 or 0") for text in ("2", "maybe", "-")),
     *(("PROXY_FORWARDED", text, "write drop, append or pass") for text in ("none", "1", "drop,append")),
+    *(("OXY_TRANSPORT", text, "write fast or httpx") for text in ("slow", "1")),
     *(("OPENAI_API_KEY", text, NO_KEY) for text in ("sk 1", "sk-ü")),
     *(("OPENAI_PROJECT_KEY", text, NO_KEY) for text in ("proj 1", "ü")),
     *(("OPENAI_ORGANIZATION", text, NO_KEY) for text in ("org 1", "ü")),

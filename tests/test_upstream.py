@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from proxy.errors import Failure
-from proxy.settings import target as read_target
 from proxy.upstream import TRANSLATION, translated, trust
+from proxy.values import target as read_target
 from tests.conftest import Start
 from tests.peers import Upstream, answer, request
 

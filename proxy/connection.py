@@ -1,0 +1,373 @@
+"""One connection to the upstream, and the answer that streams over it: asyncio protocols, with llhttp as the parser.
+
+Rules of the house:
+- One exchange at a time. Only a connection whose answer ended where its framing says (RFC 9112 6.3), and whose request
+  was sent to its end, is used again; every other way out closes it.
+- What came together goes on together: whoever reads is woken once for each arrival, however many pieces it was.
+- A timer is armed once for a connection, not once for each exchange: when it rings for a deadline that has moved on, it
+  is armed for that one.
+- Exceptions are httpx's.
+"""
+
+import asyncio
+from typing import Protocol, cast
+
+import httptools
+import httpx
+
+from proxy.errors import Pairs
+from proxy.exchange import Body, Timeouts
+
+HIGH_WATER = 256 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
+MAX_HEAD = 128 * 1024  # bytes of an answer's head
+MAX_FIELDS = 256
+
+
+class Home(Protocol):
+    """The pool, as far as one of its connections knows it."""
+
+    def release(self, connection: "Connection") -> None: ...
+    def forget(self, connection: "Connection") -> None: ...
+
+
+class PooledAnswer:
+    """An answer as it streams. `complete` turns true when its last byte is here, be it read already or not."""
+
+    __slots__ = ("_connection", "_waiter", "chunks", "complete", "headers", "problem", "size", "status", "timeout")
+
+    def __init__(self, connection: "Connection", timeout: float | None) -> None:
+        self._connection: Connection | None = connection
+        self._waiter: asyncio.Future[None] | None = None
+        self.timeout = timeout
+        self.status = 0  # none yet
+        self.headers: Pairs = []
+        self.chunks: list[bytes] = []
+        self.size = 0  # bytes in `chunks`
+        self.complete = False
+        self.problem: Exception | None = None
+
+    async def head(self) -> None:
+        """Wait for the head. Raises httpx's transport exceptions, or what the request's body raised."""
+        while not self.status:
+            if self.problem is not None:
+                raise self.problem
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """Return all bytes that are here, waiting for some if there are none; b"" at the end.
+
+        Raises `httpx.ReadTimeout` where nothing came for too long, `httpx.RemoteProtocolError` or `httpx.ReadError`
+        where the answer broke off.
+        """
+        while not self.chunks:
+            if self.problem is not None:
+                raise self.problem
+            if self.complete:
+                return b""
+            await self._wait()
+        data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        self.chunks.clear()
+        self.size = 0
+        if self._connection is not None:
+            self._connection.go_on()
+        return data
+
+    async def close(self) -> None:
+        """Give the connection back, or close it if the exchange has not come to its end."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.finish(self)
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, problem: Exception) -> None:
+        """End the answer with what went wrong; bytes that came before are still to be read."""
+        if self.problem is None:
+            self.problem = problem
+        self.wake()
+
+    async def _wait(self) -> None:
+        connection = cast(Connection, self._connection)
+        self._waiter = connection.loop.create_future()
+        connection.expect(self.timeout)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            connection.deadline = None
+
+
+class Connection(asyncio.Protocol):
+    """One connection to the upstream."""
+
+    def __init__(self, pool: Home, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.deadline: float | None = None
+        self.alive = False
+        self.heard = False  # whether a byte of the current answer has come
+        self._pool = pool
+        self._parser = new_parser(self)
+        self._transport: asyncio.Transport
+        self._answer: PooledAnswer | None = None
+        self._uploader: asyncio.Task[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._writing_paused = self._reading_paused = False
+        self._start("GET")
+
+    def __repr__(self) -> str:
+        state = "closed" if not self.alive else "idle" if self._answer is None else "busy"
+        return f"<Connection {state}>"
+
+    def _start(self, method: str) -> None:
+        """Forget all of the exchange before."""
+        self.heard = False
+        self._bodiless = method == "HEAD"
+        self._head_size = self._fields_size = 0
+        self._fields: Pairs = []
+        self._stated = self._coded = False  # whether a length, a coding says where the answer ends; else the connection
+        self._sent = False
+        self._reusable = False
+
+    # The exchange
+
+    async def open(self, method: str, head: bytes, first: bytes, body: Body | None, timeouts: Timeouts) -> PooledAnswer:
+        """Send a request; return its answer when the head is there.
+
+        `first` is the beginning of the body, sent together with the head; `body` is what is still to come, or None.
+        """
+        if not self.alive:
+            raise httpx.ReadError("closed by the upstream before a request was sent")
+        self._start(method)
+        self._answer = answer = PooledAnswer(self, timeouts.read)
+        self._transport.write(head + first if first else head)
+        if body is None:
+            self._sent = True
+        else:
+            self._uploader = self.loop.create_task(self._upload(body, len(first), timeouts.write))
+        try:
+            await answer.head()
+            if answer.complete and answer.problem is not None:
+                raise answer.problem  # it went on beyond its end: none of it is to be trusted
+        except BaseException:
+            self.abort()
+            raise
+        return answer
+
+    def finish(self, answer: PooledAnswer) -> None:
+        """Make the connection ready for the next exchange, or close it."""
+        if not (answer.complete and self._sent and self._reusable and answer.problem is None and self.alive):
+            self.abort()
+            return
+        self._answer = None
+        self.go_on()
+        if self._bodiless:
+            self._parser = new_parser(self)  # the old one still waits for the body of that HEAD
+        self._pool.release(self)
+
+    def expect(self, timeout: float | None) -> None:
+        """Let something be heard within so many seconds; only a request that is sent can be answered late."""
+        if timeout is None or not self._sent:
+            return
+        self.deadline = self.loop.time() + timeout
+        if self._alarm is None or self._alarm.when() > self.deadline:
+            self._set_alarm(self.deadline)
+
+    def go_on(self) -> None:
+        """Read on, now that what was read is on its way."""
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once; whatever is under way here is lost."""
+        self.alive = False
+        if self._uploader is not None:
+            self._uploader.cancel()
+        self._transport.abort()
+
+    async def _upload(self, body: Body, sent: int, within: float | None) -> None:
+        try:
+            while data := await body.read():
+                sent += len(data)
+                if body.length is None:
+                    self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+                elif sent > body.length:
+                    raise httpx.LocalProtocolError("Too much data for declared Content-Length")
+                else:
+                    self._transport.write(data)
+                if self._writing_paused:
+                    await self._drain(within)
+            if body.length is None:
+                self._transport.write(b"0\r\n\r\n")
+            elif sent < body.length:
+                raise httpx.LocalProtocolError("Too little data for declared Content-Length")
+        except Exception as problem:
+            self._break(problem)
+            return
+        self._sent = True
+        if self._answer is not None:
+            self.expect(self._answer.timeout)
+
+    async def _drain(self, within: float | None) -> None:
+        self._drained = self.loop.create_future()
+        try:
+            async with asyncio.timeout(within):
+                await self._drained
+        except TimeoutError:
+            raise httpx.WriteTimeout("") from None
+
+    def _break(self, problem: Exception) -> None:
+        if self._answer is not None:
+            self._answer.fail(problem)
+        self.abort()
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self.loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self.deadline is None:
+            return
+        if self.loop.time() < self.deadline:
+            self._set_alarm(self.deadline)
+        else:
+            self._break(httpx.ReadTimeout(""))
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+        self.alive = True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came and wake whoever waits for it, once, however many pieces it was."""
+        answer = self._answer
+        if answer is None:
+            self.abort()  # nothing was asked
+            return
+        self.heard = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:  # Excess comes as the former
+            self._break(httpx.RemoteProtocolError(str(problem)))
+            return
+        if not answer.status:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD:
+                self._break(httpx.RemoteProtocolError("The head is too large"))
+            return
+        answer.wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is under way: an answer without a length ends well so, any other does not."""
+        self.alive = False
+        self._pool.forget(self)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self._uploader is not None:
+            self._uploader.cancel()
+        answer = self._answer
+        if answer is None or answer.complete:
+            return
+        if exc is not None:
+            answer.fail(httpx.ReadError(str(exc)))
+        elif not answer.status:
+            answer.fail(httpx.RemoteProtocolError("Server disconnected without sending a response."))
+        elif self._stated or self._coded:
+            answer.fail(httpx.RemoteProtocolError("Server disconnected before the end of its response."))
+        else:
+            answer.complete = True
+            answer.wake()
+
+    def pause_writing(self) -> None:
+        """Note that the upstream reads more slowly than the client writes."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """Let the upload go on."""
+        self._writing_paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        """Refuse what comes behind the answer: it would be taken for the next exchange's (response splitting)."""
+        if cast(PooledAnswer, self._answer).complete:
+            raise Excess("Data beyond the end of the response")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a field of the head; fields behind the body are trailers and end here."""
+        if cast(PooledAnswer, self._answer).status:
+            return
+        name = name.lower()
+        if name == b"content-length":
+            self._stated = True
+        elif name == b"transfer-encoding":
+            # No other coding than chunked can be relayed: the field that names it is hop-by-hop (RFC 9112 6.1).
+            if self._coded or value.strip().lower() != b"chunked":
+                raise Excess("A transfer coding other than chunked")
+            self._coded = True
+        self._fields.append((name, value.rstrip(b" \t")))
+        self._fields_size += len(name) + len(value)
+        if self._fields_size > MAX_HEAD or len(self._fields) > MAX_FIELDS:
+            raise Excess("The head is too large")
+
+    def on_headers_complete(self) -> None:
+        """Hand over the head, unless it is an interim one."""
+        status = self._parser.get_status_code()
+        if status == 101:
+            raise Excess("An upgrade that nobody asked for")
+        if status < 200:  # RFC 9110 15.2: any number of these may come first
+            self._fields, self._stated, self._coded = [], False, False
+            return
+        answer = cast(PooledAnswer, self._answer)
+        answer.headers = self._fields
+        answer.status = status
+        if self._bodiless:
+            # llhttp does not know of the HEAD and waits for a body: its word counts for neither end nor connection.
+            answer.complete = True
+            self._reusable = self._parser.get_http_version() == "1.1" and (b"connection", b"close") not in self._fields
+        else:
+            # Asked after the message, llhttp always says no. Two framings are a sign of splitting (RFC 9112 6.3).
+            self._reusable = self._parser.should_keep_alive() and not (self._stated and self._coded)
+        if not self._sent:
+            # RFC 9112 9.5: the rest of the upload would be read by nobody.
+            cast("asyncio.Task[None]", self._uploader).cancel()
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a piece of the body; too many unread ones, and the upstream has to wait."""
+        answer = cast(PooledAnswer, self._answer)
+        if self._bodiless:
+            raise Excess("A body in the answer to a HEAD")
+        answer.chunks.append(data)
+        answer.size += len(data)
+        if answer.size > HIGH_WATER and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """Note the end of the answer, if it is not just that of an interim one."""
+        answer = cast(PooledAnswer, self._answer)
+        if answer.status:
+            answer.complete = True
+
+
+def new_parser(connection: Connection) -> httptools.HttpResponseParser:
+    """Return a parser that lets chunks override a length stated beside them (RFC 9112 6.3)."""
+    parser = httptools.HttpResponseParser(connection)
+    parser.set_dangerous_leniencies(lenient_chunked_length=True)
+    return parser
+
+
+class Excess(Exception):
+    """What a response may not be, although the parser would let it be."""

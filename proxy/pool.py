@@ -1,0 +1,179 @@
+"""Connections to one origin, kept for the next call: last in, first out.
+
+A call costs the same whatever the number of connections: the idle ones stand in a dict, oldest first, and a connection
+that dies takes itself out.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+
+import httpx
+
+from proxy.connection import Connection, PooledAnswer
+from proxy.dial import dial
+from proxy.errors import Pairs
+from proxy.exchange import Body, Timeouts
+
+SMALL = 64 * 1024  # a body whose stated length is no more goes out together with the head
+IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
+
+
+class Pool:
+    """Connections to one origin. `max_connections` bounds the open ones (None: no bound), `max_idle` the unused ones.
+
+    `idle_for` is how long, in seconds, an unused connection is kept.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        max_connections: int | None = None,
+        max_idle: int = 512,
+        idle_for: float = 60.0,
+    ) -> None:
+        self._address = (host, port)
+        self._tls = tls
+        self._limit = max_connections or float("inf")
+        self._max_idle = max_idle
+        self._idle_for = idle_for
+        self._idle: dict[Connection, float] = {}  # with the time at which each is given up, oldest first
+        self._open: set[Connection] = set()
+        self._dialling = 0
+        self._waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        busy = len(self._open) - len(self._idle)
+        return f"<Pool {busy} busy, {len(self._idle)} idle, {self._dialling} dialling, {len(self._waiters)} waiting>"
+
+    async def open(
+        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
+    ) -> PooledAnswer:
+        """Send a request; return its answer when the head is there. The caller closes it, whatever happens.
+
+        `headers` go out as they are, framing included, which must fit `body`. Raises httpx's transport exceptions, and
+        what reading `body` raises. A request that found its kept connection dead goes out once more on a fresh one, if
+        that can do no harm (RFC 9110 9.2.2).
+        """
+        head = head_of(method, target, headers)
+        first, rest = b"", body
+        if body is not None and body.length is not None and body.length <= SMALL:
+            first = await body.read()
+            if len(first) == body.length:
+                rest = None
+        while True:
+            connection, kept = await self._take(timeouts)
+            try:
+                return await connection.open(method, head, first, rest, timeouts)
+            except (httpx.RemoteProtocolError, httpx.ReadError):
+                if not kept or connection.heard or rest is not None or method not in IDEMPOTENT:
+                    raise
+
+    def release(self, connection: Connection) -> None:
+        """Take a connection back: whoever has waited longest gets it, else it is idle."""
+        if (waiter := self._next_waiter()) is not None:
+            waiter.set_result(connection)
+            return
+        self._idle[connection] = connection.loop.time() + self._idle_for
+        if len(self._idle) > self._max_idle:
+            next(iter(self._idle)).abort()
+        if self._sweeper is None:
+            self._sweeper = connection.loop.call_later(self._idle_for, self._sweep)
+
+    def forget(self, connection: Connection) -> None:
+        """Strike out a connection that is closed; its place goes to whoever has waited longest."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+        self._pass_on()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._open):
+            connection.abort()
+        await asyncio.sleep(0)  # so that the transports have told their protocols
+
+    async def _take(self, timeouts: Timeouts) -> tuple[Connection, bool]:
+        """Return a connection, and whether it was used before."""
+        while True:
+            if self._idle:
+                connection: Connection | None = self._idle.popitem()[0]
+            elif len(self._open) + self._dialling < self._limit:
+                connection = None
+            else:
+                connection = await self._queue(timeouts.pool)
+            if connection is None:
+                return await self._connect(timeouts.connect), False
+            if connection.alive:
+                return connection, True
+
+    async def _connect(self, within: float | None) -> Connection:
+        loop = asyncio.get_running_loop()
+        self._dialling += 1
+        try:
+            async with asyncio.timeout(within):
+                connection = await dial(loop, lambda: Connection(self, loop), self._address, self._tls)
+        except TimeoutError as problem:
+            raise httpx.ConnectTimeout(str(problem)) from problem
+        except (OSError, UnicodeError) as problem:  # the latter from a host name that is none
+            raise httpx.ConnectError(str(problem)) from problem
+        else:
+            self._open.add(connection)
+        finally:
+            self._dialling -= 1
+            self._pass_on()
+        return connection
+
+    async def _queue(self, within: float | None) -> Connection | None:
+        """Wait in order for a connection, or for leave (None) to open one."""
+        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(within):
+                return await waiter
+        except BaseException as problem:
+            if waiter.done() and not waiter.cancelled() and (connection := waiter.result()) is not None:
+                self.release(connection)
+            self._pass_on()
+            if isinstance(problem, TimeoutError):
+                raise httpx.PoolTimeout("") from None
+            raise
+
+    def _next_waiter(self) -> "asyncio.Future[Connection | None] | None":
+        while self._waiters:
+            if not (waiter := self._waiters.popleft()).done():
+                return waiter
+        return None
+
+    def _pass_on(self) -> None:
+        if len(self._open) + self._dialling < self._limit and (waiter := self._next_waiter()) is not None:
+            waiter.set_result(None)
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long, and come back when the next one may have been."""
+        self._sweeper = None
+        loop = asyncio.get_running_loop()
+        while self._idle:
+            connection, until = next(iter(self._idle.items()))
+            if until > loop.time():
+                self._sweeper = loop.call_at(max(until, loop.time() + 1), self._sweep)
+                return
+            del self._idle[connection]
+            connection.abort()
+
+
+def head_of(method: str, target: bytes, headers: Pairs) -> bytes:
+    """Return a request's head as bytes. Raises `httpx.LocalProtocolError` if it would be read as something else."""
+    start = b"%b %b HTTP/1.1" % (method.encode("ascii"), target)
+    head = b"\r\n".join([start, *[b"%b: %b" % pair for pair in headers], b"", b""])
+    # RFC 9112 2.2, 3: whoever gets a line break or a space in here speaks in our name.
+    if head.count(b"\n") != len(headers) + 2 or head.count(b"\r") != len(headers) + 2 or b"\0" in head:
+        raise httpx.LocalProtocolError("A line break or NUL in the request's head")
+    if start.count(b" ") != 2 or not start.isascii():
+        raise httpx.LocalProtocolError("A space or a character beyond ASCII in the request's target")
+    return head

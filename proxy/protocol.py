@@ -1,0 +1,348 @@
+"""HTTP/1.1 on the client's side: a server protocol for uvicorn, on asyncio and llhttp, made for relaying.
+
+It takes the place of uvicorn's own under uvicorn's server, configuration, lifespan and worker processes. Beyond ASGI it
+puts two things into the scope: `target`, the request target as it came, and `line`, this connection, which calls
+`on_hang_up` the moment that the client is gone. What else it does that uvicorn's does not, each with a test:
+
+- framing by RFC 9112: trailers do not become fields, an upgrade that is not taken costs nobody the body (Kludex/uvicorn
+  #2722), a client of HTTP/1.0 hears no chunks, codings other than chunked are refused, a 304 keeps its length;
+- malformed requests get the proxy's JSON error; target and fields are bounded; a head has to come within a time;
+- an answer that broke never looks whole, not even where only the end of the connection tells the end of the answer.
+"""
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+from urllib.parse import unquote
+
+import httptools
+from starlette.types import ASGIApp, Scope
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from proxy.cycle import STATUS_LINES, Cycle
+from proxy.errors import BadRequest, Failure, HeadTooLarge, NotImplementedHere, Pairs, RequestTimeout, TargetTooLong
+from proxy.exchange import new_id
+
+MAX_TARGET = 32 * 1024
+MAX_HEAD = 64 * 1024  # bytes of all fields together
+MAX_FIELDS = 200
+HEAD_TIMEOUT = 30.0  # seconds for a head to come
+ASGI = {"version": "3.0", "spec_version": "2.3"}
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection of a client, with its exchanges one after the other."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.loop = _loop or asyncio.get_running_loop()
+        self.on_hang_up: Callable[[], None] | None = None
+        self._app = cast(ASGIApp, config.loaded_app)
+        self._keep_alive_timeout = config.timeout_keep_alive
+        self._state = server_state
+        self._transport: asyncio.Transport
+        self._stopping = False
+        self._upgrading = False
+        self._reading_paused = False
+        self._writable: asyncio.Future[None] | None = None  # there while the client reads too slowly
+        self._current: Cycle | None = None  # whose answer is under way
+        self._latest: Cycle | None = None  # whose body is being read
+        self._waiting: deque[Cycle] = deque()  # whose heads came while another answer was under way
+        self._deadline: float | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._parser = new_parser(self)
+        self._in_head = False
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what every scope of this connection is to say."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._state.connections.add(self)  # type: ignore[arg-type]  # it knows its own kinds only
+        self._server = address(transport.get_extra_info("sockname"))
+        self._client = address(transport.get_extra_info("peername"))
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._expect_within(HEAD_TIMEOUT)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; the exchanges whose heads are complete start from there."""
+        self._deadline = None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stopped:
+            self.data_received(self._without_upgrade() + data[stopped.args[0] :])
+        except httptools.HttpParserError as problem:
+            failure = problem.__context__
+            self._refuse(failure if isinstance(failure, Failure) else BadRequest("This is not valid HTTP"))
+        if self._in_head:
+            self._expect_within(HEAD_TIMEOUT)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the exchange that is under way; those that wait never begin."""
+        self._state.connections.discard(self)
+        self._waiting.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self.resume_writing()
+        for cycle in (self._current, self._latest):
+            if cycle is not None:
+                cycle.disconnect()
+        if self.on_hang_up is not None:
+            self.on_hang_up()
+
+    def pause_writing(self) -> None:
+        """Let the answer wait: the client reads more slowly than the upstream writes."""
+        self._writable = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Let the answer go on."""
+        if self._writable is not None:
+            if not self._writable.done():
+                self._writable.set_result(None)
+            self._writable = None
+
+    # What uvicorn's server calls
+
+    def shutdown(self) -> None:
+        """Close, at once or after the answer that is under way."""
+        self._stopping = True
+        if self._current is None:
+            self._transport.close()
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._in_head = True
+        self._target = b""
+        self._fields: Pairs = []
+        self._size = 0
+
+    def on_url(self, piece: bytes) -> None:
+        """Take a piece of the request target."""
+        self._target += piece
+        if len(self._target) > MAX_TARGET:
+            raise TargetTooLong("The request target is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field; one behind the body is a trailer and ends here (RFC 9110 6.5.1)."""
+        if not self._in_head:
+            return
+        self._fields.append((name.lower(), value.rstrip(b" \t")))
+        self._size += len(name) + len(value)
+        if self._size > MAX_HEAD or len(self._fields) > MAX_FIELDS:
+            raise HeadTooLarge("The header fields are too many or too large")
+
+    def on_headers_complete(self) -> None:
+        """Start the exchange, or let it wait for the one before."""
+        if self._parser.should_upgrade():
+            self._upgrading = True
+            return
+        self._in_head = False
+        version = self._parser.get_http_version()
+        expects_100 = examined(self._fields, version)
+        target = origin_form(self._target)
+        path, _, query = target.partition(b"?")
+        readable = path.decode("ascii")
+        scope: Scope = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": self._scheme,
+            "method": self._parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": unquote(readable) if "%" in readable else readable,
+            "raw_path": path,
+            "query_string": query,
+            "headers": self._fields,
+            "target": target,
+            "line": self,
+        }
+        last = version == "1.0" or not self._parser.should_keep_alive()
+        self._latest = cycle = Cycle(self, scope, last=last, expects_100=expects_100)
+        if self._current is None:
+            self._start(cycle)
+        else:
+            self._waiting.append(cycle)
+            self.pause_reading()
+
+    def on_body(self, data: bytes) -> None:
+        """Hand a piece of the body to its exchange."""
+        cast(Cycle, self._latest).hear(data)
+
+    def on_message_complete(self) -> None:
+        """Let the exchange know that its request is whole."""
+        if not self._upgrading:
+            cast(Cycle, self._latest).hear_end()
+
+    # What a cycle calls
+
+    def write(self, *pieces: bytes) -> None:
+        """Send bytes."""
+        self._transport.writelines(pieces)
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough."""
+        if self._writable is not None:
+            await self._writable
+
+    def pause_reading(self) -> None:
+        """Let the client wait."""
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Hear the client on, unless requests of its wait already."""
+        if self._reading_paused and not self._waiting:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def keeps(self, cycle: Cycle) -> bool:
+        """Tell whether the connection goes on after this exchange."""
+        return not (cycle.last or self._stopping)
+
+    def finish(self, cycle: Cycle) -> None:
+        """Go on to the next exchange, or close behind the last."""
+        self._current = None
+        if not self.keeps(cycle):
+            self._transport.close()
+            return
+        if self._waiting:
+            self._start(self._waiting.popleft())
+        elif not self._in_head:
+            self._expect_within(self._keep_alive_timeout)
+        self.resume_reading()
+
+    def tear(self, cycle: Cycle) -> None:
+        """End an answer so that its client sees that it is not whole (RFC 9112 8)."""
+        self._current = None
+        if not cycle.until_close:
+            self._transport.close()
+            return
+        # The end of the connection would be taken for the end of the answer: it is reset instead.
+        sock: socket.socket = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    # Its own
+
+    def _start(self, cycle: Cycle) -> None:
+        self._current = cycle
+        task = self.loop.create_task(cycle.run(self._app))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    def _without_upgrade(self) -> bytes:
+        """Return the head of the request anew, less its offer to speak another protocol (RFC 9110 7.8: to be ignored).
+
+        llhttp reads no body behind such an offer; a second one reads the head as the plain request that it also is.
+        """
+        method = self._parser.get_method()
+        self._parser, self._upgrading = new_parser(self), False
+        if method == b"CONNECT":
+            return b"A tunnel is nothing to relay\r\n\r\n"
+        lines = [b"%b %b HTTP/1.1" % (method, self._target)]
+        for name, value in self._fields:
+            if name == b"connection":
+                value = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _refuse(self, failure: Failure) -> None:
+        """Answer what cannot be taken, unless an answer is under way already, and close."""
+        self._in_head = False
+        if self._current is not None and self._current.started:
+            self.tear(self._current)
+            return
+        request_id = new_id()
+        body = failure.body(request_id=request_id, incoming_id=None)
+        fields = (
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"x-proxy-request-id: %b" % request_id.encode(),
+            b"connection: close",
+        )
+        self.write(STATUS_LINES[failure.status], b"\r\n".join([*fields, b"", b""]), body)
+        self._transport.close()
+
+    def _expect_within(self, seconds: float) -> None:
+        """Close if nothing comes for so long. The alarm is armed anew only where it would ring too late."""
+        self._deadline = self.loop.time() + seconds
+        if self._alarm is None or self._alarm.when() > self._deadline:
+            self._set_alarm(self._deadline)
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self.loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._deadline is None:
+            return
+        if self.loop.time() < self._deadline:
+            self._set_alarm(self._deadline)
+        elif self._in_head:
+            self._refuse(RequestTimeout("The head of the request took too long"))
+        else:
+            self._transport.close()
+
+
+def new_parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
+    """Return a parser that ignores what follows a client's last request: the answer to that one is still to go out."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+def address(name: object) -> tuple[str, int] | None:
+    """Return host and port of a socket's name, None where it is no internet address."""
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+
+
+def examined(fields: Pairs, version: str) -> bool:
+    """Tell whether the client waits for a 100. Raises `Failure` for what RFC 9112 wants refused."""
+    hosts = codings = 0
+    expects_100 = False
+    for name, value in fields:
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            codings += 1
+            if value.lower() != b"chunked" or codings > 1:
+                raise NotImplementedHere("No transfer coding but chunked is understood here")  # 6.1
+        elif name == b"expect":
+            expects_100 = value.lower() == b"100-continue" and version == "1.1"
+    if version not in ("1.0", "1.1"):
+        raise BadRequest("This is not HTTP/1.1")
+    if hosts > 1 or (not hosts and version == "1.1"):
+        raise BadRequest("A request has one Host field")  # 3.2
+    if codings and version == "1.0":
+        raise BadRequest("HTTP/1.0 has no transfer codings")  # 6.1
+    return expects_100
+
+
+def origin_form(target: bytes) -> bytes:
+    """Return path and query of a request target as they came, whichever form it has (RFC 9112 3.2)."""
+    if not target.isascii():
+        raise BadRequest("A request target is ASCII: other characters go percent-encoded")
+    if target.startswith(b"/") or target == b"*":
+        return target
+    _, scheme_end, rest = target.partition(b"://")
+    if not scheme_end:
+        raise BadRequest("The request target is neither a path nor a URL")
+    end = min((place for mark in (b"/", b"?") if (place := rest.find(mark)) >= 0), default=len(rest))
+    return rest[end:] if rest[end:].startswith(b"/") else b"/" + rest[end:]

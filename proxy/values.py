@@ -1,0 +1,162 @@
+"""How an operator's text becomes a value: one function for each kind. Each raises `ValueError` in the operator's words,
+and never quotes the text, which may be a secret in the wrong place.
+"""
+
+import ipaddress
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import SplitResult, urlsplit
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+Forwarded = Literal["drop", "append", "pass"]
+Transport = Literal["fast", "httpx"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where calls go: `scheme://host[:port]` and the path that stands before every request's own.
+
+    `host` is as it goes into a URL (IPv6 in brackets), `path` has no trailing slash ("" for none).
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @property
+    def authority(self) -> str:
+        """The value of the `Host` field: no port where it is the scheme's own."""
+        return self.host if self.port == DEFAULT_PORTS[self.scheme] else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.path}"
+
+
+def target(text: str) -> Target:
+    """Read a target such as `https://api.openai.com` or `http://[::1]:9000/v1`."""
+    try:
+        parts = urlsplit(text)
+        given_port = parts.port
+    except ValueError:
+        raise ValueError("not a URL: write https://host, https://host:port or https://host/path") from None
+    _only_what_a_target_has(parts, text)
+    host = parts.hostname or ""
+    return Target(
+        scheme=parts.scheme,
+        host=f"[{host}]" if ":" in host else _ascii_host(host),
+        port=given_port or DEFAULT_PORTS[parts.scheme],
+        path=parts.path.rstrip("/"),
+    )
+
+
+def _only_what_a_target_has(parts: SplitResult, text: str) -> None:
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ValueError("not an address to call: write https://host, https://host:port or https://host/path")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it holds a user name or password: put the key into OPENAI_API_KEY instead")
+    if parts.port == 0:
+        raise ValueError("port 0 is none to call")
+    if "?" in text or "#" in text:
+        raise ValueError("it holds a query or fragment: only scheme, host, port and path belong here")
+    if not re.fullmatch(r"[!-~]*", parts.path):
+        raise ValueError("its path holds a space or a character beyond ASCII: write those percent-encoded")
+
+
+def _ascii_host(host: str) -> str:
+    try:
+        ascii_host = host.encode("idna").decode("ascii")
+        if re.fullmatch(r"[0-9.]+", ascii_host):
+            ipaddress.IPv4Address(ascii_host)
+    except ValueError:
+        raise ValueError("its host name is not one") from None
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", ascii_host):
+        raise ValueError("its host name is not one")
+    return ascii_host
+
+
+def address(text: str) -> str:
+    """Read an address to listen on: a host name, IPv4, or IPv6 with or without its brackets."""
+    host = text.removeprefix("[").removesuffix("]")
+    if ":" not in host:
+        return _ascii_host(host)
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise ValueError("not an address to listen on (a port belongs into OXY_PORT)") from None
+
+
+def port(text: str) -> int:
+    """Read a port number; 0 lets the system choose a free one."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ValueError("not a port: write a number from 0 to 65535")
+    return int(text)
+
+
+def at_least_one(text: str) -> int:
+    """Read a whole number above zero."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError("write a whole number, 1 or more")
+    return int(text)
+
+
+def milliseconds(text: str) -> float:
+    """Read a time in milliseconds; return seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError("write a number of milliseconds above 0")
+    return value / 1000
+
+
+def switch(text: str) -> bool:
+    """Read a yes or no."""
+    meanings = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if (word := text.lower()) in meanings:
+        return meanings[word]
+    raise ValueError("write 1 or 0")
+
+
+def key(text: str) -> str:
+    """Read something that is to stand in a header: printable ASCII without spaces."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("it holds a space or a character that cannot stand in a header")
+    return text
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Read a list separated by commas. One of commas alone is an error: as no list it would let everyone in."""
+    if items := tuple(item for piece in text.split(",") if (item := piece.strip())):
+        return items
+    raise ValueError("it lists nothing")
+
+
+def patterns(text: str) -> tuple[str, ...]:
+    """Read path patterns separated by commas."""
+    found = listed(text)
+    if not all(item.startswith("/") for item in found):
+        raise ValueError("a pattern begins with a slash, as in /v1/images/*")
+    return found
+
+
+def forwarded(text: str) -> Forwarded:
+    """Read what becomes of the headers that name the client's address."""
+    match text.lower():
+        case "drop" | "append" | "pass" as word:
+            return word
+        case _:
+            raise ValueError("write drop, append or pass")
+
+
+def transport(text: str) -> Transport:
+    """Read which way calls take upstream."""
+    match text.lower():
+        case "fast" | "httpx" as word:
+            return word
+        case _:
+            raise ValueError("write fast or httpx")
