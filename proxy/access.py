@@ -7,7 +7,7 @@ First clean, then sign: `admit` takes the client's key out, the gateway drops th
 import hmac
 
 from proxy.errors import Pairs, Unauthorized
-from proxy.headers import OPTIONAL_WHITESPACE, first
+from proxy.headers import first
 from proxy.settings import Settings
 
 CARRIERS = frozenset((b"x-api-key", b"authorization", b"api-key"))
@@ -50,8 +50,9 @@ class Access:
 
     def signature(self, pairs: Pairs) -> Pairs:
         """Return the credentials to add to a call with these fields."""
-        missing = [pair for pair in self._defaults if first(pairs, pair[0]) is None]
-        return [*self._signature, *missing]
+        if not self._defaults:
+            return self._signature
+        return self._signature + [pair for pair in self._defaults if first(pairs, pair[0]) is None]
 
     def _is_client_key(self, given: bytes) -> bool:
         # Every key is compared, and each in constant time, so that the time tells nothing of which one was near.
@@ -64,4 +65,4 @@ def _shown(name: bytes, value: bytes) -> bytes:
         scheme, _, value = value.partition(b" ")
         if scheme.lower() != b"bearer":
             return b""
-    return value.strip(OPTIONAL_WHITESPACE)
+    return value.strip()

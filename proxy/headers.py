@@ -1,8 +1,8 @@
 """What may cross, in each direction: pure functions over lists of (name, value) byte pairs.
 
-Rules of the house: bytes stay bytes, in pairs, in order, duplicates kept. Names of a request come in lower case from
-the server; names of an answer come as the upstream wrote them. First clean, then sign: whoever calls adds credentials
-to what is returned here, so that no `Connection: authorization` of a client can take them away (golang/go#50580).
+Rules of the house: bytes stay bytes, in pairs, in order, duplicates kept. Names are in lower case and values without
+the white space around them, as both parsers hand them over. First clean, then sign: whoever calls adds credentials to
+what is returned here, so that no `Connection: authorization` of a client can take them away (golang/go#50580).
 """
 
 from proxy.errors import Pairs
@@ -27,61 +27,69 @@ CLIENT_ADDRESS_PREFIX = b"x-forwarded-"
 
 # RFC 9112 6: framing is restated by each hop and cannot be named away, or a body would go on without its length.
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-COMMON_TOKENS = frozenset((b"keep-alive", b"close"))
-OPTIONAL_WHITESPACE = b" \t"  # RFC 9110 5.6.3: not part of a value; httptools leaves it there, h11 refuses it
+COMMON_TOKENS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # they name no field
+MOST_NAMES = 1024
+
+
+class Crossing(dict[bytes, bool]):
+    """Tells of a field's name whether it may cross: not if `drop` holds it, nor if it begins like one of `prefixes`.
+
+    Each name is looked into once and remembered, up to a bound, since the same few come with every request.
+    """
+
+    def __init__(self, drop: frozenset[bytes], prefixes: tuple[bytes, ...] = ()) -> None:
+        self._drop = drop
+        self._prefixes = prefixes
+
+    def __missing__(self, name: bytes) -> bool:
+        crosses = name not in self._drop and not name.startswith(self._prefixes)
+        if len(self) < MOST_NAMES:
+            self[name] = crosses
+        return crosses
+
+
+INBOUND = Crossing(HOP_BY_HOP)
 
 
 def first(pairs: Pairs, wanted: bytes) -> bytes | None:
-    """Return the value of the first field of that (lower-case) name, or None. Names in `pairs` are in lower case."""
+    """Return the value of the first field of that name, or None."""
     for name, value in pairs:
         if name == wanted:
             return value
     return None
 
 
-def outbound(pairs: Pairs, *, drop: frozenset[bytes], prefixes: tuple[bytes, ...]) -> Pairs:
-    """Return what of a request's fields goes on to the upstream.
-
-    `drop` holds lower-case names, `prefixes` the beginnings of names; fields that `Connection` names go too.
-    """
+def outbound(pairs: Pairs, crossing: Crossing) -> Pairs:
+    """Return what of a request's fields goes on to the upstream; fields that `Connection` names do not either."""
+    kept = [pair for pair in pairs if crossing[pair[0]]]
     for name, value in pairs:
         if name == b"connection" and value not in COMMON_TOKENS:
-            drop = drop | _named(value)
-    kept = [
-        (name, value.strip(OPTIONAL_WHITESPACE))
-        for name, value in pairs
-        if name not in drop and not name.startswith(prefixes)
-    ]
-    return _restate_framing(pairs, kept)
+            kept = _less(kept, _named(value))
+        elif name == b"transfer-encoding":  # RFC 9112 6.3: a length beside it says nothing
+            kept = [*_less(kept, FRAMING), (b"transfer-encoding", b"chunked")]
+    return kept
 
 
 def inbound(pairs: Pairs) -> Pairs:
     """Return what of an answer's fields goes back to the client."""
-    lowered = [(name.lower(), value) for name, value in pairs]
-    drop = HOP_BY_HOP
-    for name, value in lowered:
+    kept = [pair for pair in pairs if INBOUND[pair[0]]]
+    for name, value in pairs:
         if name == b"connection" and value not in COMMON_TOKENS:
-            drop = drop | _named(value)
-        elif (
-            name == b"transfer-encoding"
-        ):  # RFC 9112 6.3: the chunks tell the end, whatever length is stated beside them
-            drop = drop | FRAMING
-    return [pair for pair in lowered if pair[0] not in drop]
-
-
-def _named(connection: bytes) -> frozenset[bytes]:
-    return frozenset(token.strip().lower() for token in connection.split(b",")) - FRAMING
-
-
-def _restate_framing(pairs: Pairs, kept: Pairs) -> Pairs:
-    """State `chunked` where the client framed its body so; a length then says nothing (RFC 9112 6.3)."""
-    if first(pairs, b"transfer-encoding") is None:
-        return kept
-    return [*(pair for pair in kept if pair[0] != b"content-length"), (b"transfer-encoding", b"chunked")]
+            kept = _less(kept, _named(value))
+        elif name == b"transfer-encoding":
+            kept = _less(kept, FRAMING)
+    return kept
 
 
 def append_forwarded_for(pairs: Pairs, client: bytes) -> Pairs:
     """Return the fields with `client` added behind the addresses that `X-Forwarded-For` already lists."""
     listed = [value for name, value in pairs if name == b"x-forwarded-for"]
-    others = [pair for pair in pairs if pair[0] != b"x-forwarded-for"]
-    return [*others, (b"x-forwarded-for", b", ".join([*listed, client]))]
+    return [*_less(pairs, {b"x-forwarded-for"}), (b"x-forwarded-for", b", ".join([*listed, client]))]
+
+
+def _less(pairs: Pairs, names: frozenset[bytes] | set[bytes]) -> Pairs:
+    return [pair for pair in pairs if pair[0] not in names]
+
+
+def _named(connection: bytes) -> frozenset[bytes]:
+    return frozenset(token.strip().lower() for token in connection.split(b",")) - FRAMING

@@ -7,7 +7,7 @@ from proxy.downstream import Downstream
 from proxy.endpoints import Endpoints
 from proxy.errors import NotFound
 from proxy.exchange import Call
-from proxy.headers import CLIENT_ADDRESS, CLIENT_ADDRESS_PREFIX, END_HERE, append_forwarded_for, outbound
+from proxy.headers import CLIENT_ADDRESS, CLIENT_ADDRESS_PREFIX, END_HERE, Crossing, append_forwarded_for, outbound
 from proxy.settings import Settings
 
 ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
@@ -30,11 +30,12 @@ class Relay:
         self._access = access
         self._endpoints = Endpoints(settings.endpoints)
         self._append = settings.forwarded == "append"
-        self._drop = END_HERE | access.withheld
-        self._prefixes = tuple(prefix.lower().encode() for prefix in settings.hop_header_prefixes)
+        drop = END_HERE | access.withheld
+        prefixes = tuple(prefix.lower().encode() for prefix in settings.hop_header_prefixes)
         if settings.forwarded == "drop":
-            self._drop |= CLIENT_ADDRESS
-            self._prefixes += (CLIENT_ADDRESS_PREFIX,)
+            drop |= CLIENT_ADDRESS
+            prefixes += (CLIENT_ADDRESS_PREFIX,)
+        self._crossing = Crossing(drop, prefixes)
 
     def shape(self, downstream: Downstream) -> Call:
         """Check the client's key and the path, then return the call."""
@@ -44,7 +45,7 @@ class Relay:
             target = target[len(ALIAS) :]
         if not self._endpoints.include(target.partition(b"?")[0]):
             raise NotFound("This endpoint is not served here")
-        headers = outbound(admitted, drop=self._drop, prefixes=self._prefixes)
+        headers = outbound(admitted, self._crossing)
         if self._append and downstream.client_address:
             headers = append_forwarded_for(headers, downstream.client_address)
         return Call(

@@ -165,7 +165,7 @@ class HttpxAnswer:
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
-        self.headers: Pairs = response.headers.raw
+        self.headers: Pairs = [(name.lower(), value) for name, value in response.headers.raw]
         self.complete = False  # known only from the empty read at the end
         self._stream = cast(httpx.AsyncByteStream, response.stream)
         self._chunks = aiter(self._stream)

@@ -4,6 +4,7 @@ The slow party first does nothing, until the fast one is stuck; then it reads in
 was sent: a pattern whose length is a prime, so that nothing lost, doubled or moved would look right.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from tests.conftest import OURS
 from tests.peers import PATIENCE, answer, chunked, request
 
 MEGABYTE = 2**20
-SIZE = 300 * MEGABYTE
+SIZES = {"fast": 300 * MEGABYTE, "httpx": 100 * MEGABYTE}  # by the way upstream; the first is everybody's
 GROWTH = 32 * MEGABYTE  # of resident memory
 HELD = 24 * MEGABYTE  # what may be under way towards one who does not read; most of it is in the kernel
 BUFFER = 256 * 1024  # of our own sockets
@@ -41,6 +42,7 @@ class Stage:
     port: int
     process: psutil.Process
     listener: socket.socket
+    size: int
 
     def connect(self) -> socket.socket:
         client = socket.socket()
@@ -58,8 +60,8 @@ class Stage:
         return int(self.process.memory_info().rss)
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=SIZES)
+def stage(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Stage]:
     with socket.socket() as listener:
         narrow(listener)
         listener.bind(("127.0.0.1", 0))
@@ -69,6 +71,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         ours = {
             "OXY_HOST": "127.0.0.1",
             "OXY_TARGET": f"http://127.0.0.1:{listener.getsockname()[1]}",
+            "OXY_TRANSPORT": request.param,
             "PROXY_SHUTDOWN_GRACE_MS": "1000",  # after a failure
             "PYTHONPATH": str(Path(proxy.__file__).parents[1]),
         }
@@ -76,7 +79,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         folder = tmp_path_factory.mktemp("nowhere")
         with subprocess.Popen(command, cwd=folder, env=clean | ours, stderr=subprocess.PIPE, text=True) as process:
             try:
-                stage = Stage(port=port_of(process), process=psutil.Process(process.pid), listener=listener)
+                stage = Stage(
+                    port=port_of(process),
+                    process=psutil.Process(process.pid),
+                    listener=listener,
+                    size=SIZES[request.param],
+                )
                 warm_up(stage)
                 yield stage
             finally:
@@ -116,12 +124,12 @@ def head(sock: socket.socket) -> bytes:
         return b"".join(iter(lines.readline, b"\r\n"))
 
 
-def fill(sock: socket.socket) -> int:
+def fill(sock: socket.socket, size: int) -> int:
     """Pour the pattern into the socket until it takes no more; return how much it took."""
     taken = 0
     sock.settimeout(SILENCE)
     try:
-        while taken < SIZE:
+        while taken < size:
             start = taken % len(PATTERN)
             taken += sock.send(TWICE[start : start + 64 * 1024])
     except TimeoutError:
@@ -130,11 +138,11 @@ def fill(sock: socket.socket) -> int:
     return taken
 
 
-def pour(sock: socket.socket, taken: int) -> None:
+def pour(sock: socket.socket, taken: int, size: int) -> None:
     """Pour in the rest."""
-    while taken < SIZE:
+    while taken < size:
         start = taken % len(PATTERN)
-        piece = TWICE[start : start + min(MEGABYTE, len(PATTERN), SIZE - taken)]
+        piece = TWICE[start : start + min(MEGABYTE, len(PATTERN), size - taken)]
         sock.sendall(piece)
         taken += len(piece)
 
@@ -142,7 +150,7 @@ def pour(sock: socket.socket, taken: int) -> None:
 def drain(sock: socket.socket, stage: Stage) -> int:
     """Read all in bursts; return the most memory that the proxy had meanwhile."""
     heard, most = 0, stage.resident()
-    while heard < SIZE:
+    while heard < stage.size:
         piece = sock.recv(BUFFER)
         start = heard % len(PATTERN)
         assert piece == TWICE[start : start + len(piece)], f"other bytes came after {heard}"
@@ -159,11 +167,11 @@ def test_a_slow_reader_slows_the_upstream_and_costs_no_memory(stage: Stage) -> N
         client.sendall(request("GET", b"/v1/files/file-1/content"))
         with stage.accept() as there:
             head(there)
-            there.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
-            taken = fill(there)
+            there.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % stage.size)
+            taken = fill(there, stage.size)
             assert taken < HELD
-            pouring = pool.submit(pour, there, taken)
-            assert b"content-length: %d\r\n" % SIZE in head(client)
+            pouring = pool.submit(pour, there, taken, stage.size)
+            assert b"content-length: %d\r\n" % stage.size in head(client)
             assert drain(client, stage) - before < GROWTH
             pouring.result(PATIENCE)
 
@@ -171,12 +179,12 @@ def test_a_slow_reader_slows_the_upstream_and_costs_no_memory(stage: Stage) -> N
 def test_a_slow_upstream_slows_the_client_and_costs_no_memory(stage: Stage) -> None:
     before = stage.resident()
     with stage.connect() as client, ThreadPoolExecutor() as pool:
-        client.sendall(request("POST", b"/v1/files", [(b"Content-Length", b"%d" % SIZE)]))
+        client.sendall(request("POST", b"/v1/files", [(b"Content-Length", b"%d" % stage.size)]))
         with stage.accept() as there:
-            assert b"content-length: %d\r\n" % SIZE in head(there)
-            taken = fill(client)
+            assert b"content-length: %d\r\n" % stage.size in head(there)
+            taken = fill(client, stage.size)
             assert taken < HELD
-            pouring = pool.submit(pour, client, taken)
+            pouring = pool.submit(pour, client, taken, stage.size)
             assert drain(there, stage) - before < GROWTH
             pouring.result(PATIENCE)
             there.sendall(answer(201))
@@ -210,6 +218,30 @@ def test_a_thousand_events_reach_a_slow_reader_in_order(stage: Stage) -> None:
             telling.result(PATIENCE)
     assert unchunked(heard) == b"".join(events)
     assert stage.resident() - before < GROWTH
+
+
+@pytest.mark.parametrize("stage", ["fast"], indirect=True)
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"GET /v1/models HTTP/1.1\r\nHost: proxy.example\r\nX-Endless: ",
+        b"GET /v1/models HTTP/1.1\r\nHost: proxy.example\r\nX-Endless",
+        b"GET /v1/models?endless",
+        b"POST /v1/files HTTP/1.1\r\nHost: proxy.example\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Endless: ",
+        b"POST /v1/files HTTP/1.1\r\nHost: proxy.example\r\nTransfer-Encoding: chunked\r\n\r\n1;endless=",
+    ],
+    ids=["value", "name", "target", "trailer", "chunk extension"],
+)
+def test_what_has_no_end_but_is_no_body_costs_no_memory(stage: Stage, beginning: bytes) -> None:
+    before = stage.resident()
+    with stage.connect() as client, contextlib.ExitStack() as opened:
+        client.sendall(beginning)
+        if beginning.startswith(b"POST"):
+            opened.enter_context(stage.accept())
+        with contextlib.suppress(ConnectionError):  # refused: so it should be
+            for _ in range(40):
+                client.sendall(b"x" * MEGABYTE)
+        assert stage.resident() - before < GROWTH
 
 
 def unchunked(framed: bytes) -> bytes:

@@ -85,12 +85,25 @@ class Nothing(httpx.AsyncByteStream):
         yield
 
 
-async def test_a_failure_is_one_line_in_the_log(settings_of: SettingsOf, caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError(SECRET, request=request)
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (httpx.ReadError(f"after {SECRET}"), "502: The connection to the upstream broke (ReadError)"),
+        (
+            httpx.ConnectError("no route to host"),
+            "502: Could not connect to the upstream (ConnectError: no route to host)",
+        ),
+    ],
+)
+async def test_a_failure_is_one_line_in_the_log(
+    settings_of: SettingsOf, caplog: pytest.LogCaptureFixture, problem: Exception, words: str
+) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise problem
 
-    start, _ = await ask(create_app(settings_of(), httpx.MockTransport(refuse)))
+    start, body = await ask(create_app(settings_of(), httpx.MockTransport(fail)))
     assert start["status"] == 502
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "502: Could not connect to the upstream (ConnectError)" in record.getMessage()
+    assert words in record.getMessage()
     assert SECRET not in caplog.text
+    assert str(problem) not in body["body"].decode()
