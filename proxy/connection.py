@@ -17,10 +17,12 @@ import httpx
 
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
+from proxy.headers import LOWER_CASE
 
 HIGH_WATER = 256 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 MAX_HEAD = 128 * 1024  # bytes of an answer's head
 MAX_FIELDS = 256
+NO_BODY = frozenset((204, 304))  # RFC 9112 6.3; the answer to a HEAD comes on top
 
 
 class Home(Protocol):
@@ -126,9 +128,12 @@ class Connection(asyncio.Protocol):
         """Forget all of the exchange before."""
         self.heard = False
         self._bodiless = method == "HEAD"
-        self._head_size = self._fields_size = 0
-        self._fields: Pairs = []
-        self._stated = self._coded = False  # whether a length, a coding says where the answer ends; else the connection
+        self._in_head = True
+        self._head_size = 0  # bytes of a head, or of trailers, that are not complete
+        self._pairs: Pairs = []
+        self._framed = False  # whether a length or chunks say where the answer ends; else the connection does
+        self._left = 0  # bytes of a body of known length that are still to come
+        self._parser_behind = False  # whether the parser was passed by, and waits for a body that has come
         self._sent = False
         self._reusable = False
 
@@ -139,15 +144,13 @@ class Connection(asyncio.Protocol):
 
         `first` is the beginning of the body, sent together with the head; `body` is what is still to come, or None.
         """
-        if not self.alive:
-            raise httpx.ReadError("closed by the upstream before a request was sent")
         self._start(method)
         self._answer = answer = PooledAnswer(self, timeouts.read)
         self._transport.write(head + first if first else head)
         if body is None:
             self._sent = True
         else:
-            self._uploader = self.loop.create_task(self._upload(body, len(first), timeouts.write))
+            self._uploader = self.loop.create_task(self._upload(answer, body, len(first), timeouts.write))
         try:
             await answer.head()
             if answer.complete and answer.problem is not None:
@@ -164,13 +167,13 @@ class Connection(asyncio.Protocol):
             return
         self._answer = None
         self.go_on()
-        if self._bodiless:
-            self._parser = new_parser(self)  # the old one still waits for the body of that HEAD
+        if self._parser_behind:
+            self._parser = new_parser(self)
         self._pool.release(self)
 
     def expect(self, timeout: float | None) -> None:
-        """Let something be heard within so many seconds; only a request that is sent can be answered late."""
-        if timeout is None or not self._sent:
+        """Let something be heard within so many seconds; an answer cannot be late while its request is under way."""
+        if timeout is None or self._uploader is not None:
             return
         self.deadline = self.loop.time() + timeout
         if self._alarm is None or self._alarm.when() > self.deadline:
@@ -185,11 +188,13 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; whatever is under way here is lost."""
         self.alive = False
+        if self._answer is not None and not self._answer.complete:
+            self._answer.fail(httpx.ReadError("The connection was given up"))
         if self._uploader is not None:
             self._uploader.cancel()
         self._transport.abort()
 
-    async def _upload(self, body: Body, sent: int, within: float | None) -> None:
+    async def _upload(self, answer: PooledAnswer, body: Body, sent: int, within: float | None) -> None:
         try:
             while data := await body.read():
                 sent += len(data)
@@ -208,9 +213,30 @@ class Connection(asyncio.Protocol):
         except Exception as problem:
             self._break(problem)
             return
-        self._sent = True
-        if self._answer is not None:
-            self.expect(self._answer.timeout)
+        self._sent, self._uploader = True, None
+        self.expect(answer.timeout)
+
+    def _take(self, answer: PooledAnswer, data: bytes) -> None:
+        """Keep a piece of the body; too many unread ones, and the upstream has to wait."""
+        answer.chunks.append(data)
+        answer.size += len(data)
+        if answer.size > HIGH_WATER and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _take_rest(self, answer: PooledAnswer, data: bytes) -> None:
+        """Keep a piece of a body whose length is known, past the parser.
+
+        llhttp would have nothing to say of these bytes, and httptools would copy each once more.
+        """
+        self._left -= len(data)
+        if self._left < 0:
+            self._break(httpx.RemoteProtocolError("Data beyond the end of the response"))
+            return
+        self._parser_behind = True
+        answer.complete = not self._left
+        self._take(answer, data)
+        answer.wake()
 
     async def _drain(self, within: float | None) -> None:
         self._drained = self.loop.create_future()
@@ -221,8 +247,7 @@ class Connection(asyncio.Protocol):
             raise httpx.WriteTimeout("") from None
 
     def _break(self, problem: Exception) -> None:
-        if self._answer is not None:
-            self._answer.fail(problem)
+        cast(PooledAnswer, self._answer).fail(problem)
         self.abort()
 
     def _set_alarm(self, when: float) -> None:
@@ -253,20 +278,35 @@ class Connection(asyncio.Protocol):
             self.abort()  # nothing was asked
             return
         self.heard = True
+        if self._left:
+            self._take_rest(answer, data)
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:  # Excess comes as the former
             self._break(httpx.RemoteProtocolError(str(problem)))
             return
-        if not answer.status:
+        if not answer.chunks:  # fields of the head or trailers: the parser keeps what it has of one until it ends
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
-                self._break(httpx.RemoteProtocolError("The head is too large"))
-            return
-        answer.wake()
+                self._break(httpx.RemoteProtocolError("The head is too large, or what follows the body"))
+                return
+        if answer.status:
+            answer.wake()
+
+    def eof_received(self) -> None:
+        """Take no further call, and let an answer without a length end well (RFC 9112 6.3, 9.8).
+
+        The transport closes itself now, and says so a turn of the loop later. TLS that is cut off does not come here.
+        """
+        self.alive = False
+        answer = self._answer
+        if answer is not None and answer.status and not self._framed:
+            answer.complete = True
+            answer.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what is under way: an answer without a length ends well so, any other does not."""
+        """Break off what is under way."""
         self.alive = False
         self._pool.forget(self)
         if self._alarm is not None:
@@ -282,11 +322,8 @@ class Connection(asyncio.Protocol):
             answer.fail(httpx.ReadError(str(exc)))
         elif not answer.status:
             answer.fail(httpx.RemoteProtocolError("Server disconnected without sending a response."))
-        elif self._stated or self._coded:
-            answer.fail(httpx.RemoteProtocolError("Server disconnected before the end of its response."))
         else:
-            answer.complete = True
-            answer.wake()
+            answer.fail(httpx.RemoteProtocolError("Server disconnected before the end of its response."))
 
     def pause_writing(self) -> None:
         """Note that the upstream reads more slowly than the client writes."""
@@ -302,64 +339,76 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Refuse what comes behind the answer: it would be taken for the next exchange's (response splitting)."""
-        if cast(PooledAnswer, self._answer).complete:
+        if self._answer.complete:  # type: ignore[union-attr]
             raise Excess("Data beyond the end of the response")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a field of the head; fields behind the body are trailers and end here."""
-        if cast(PooledAnswer, self._answer).status:
-            return
-        name = name.lower()
-        if name == b"content-length":
-            self._stated = True
-        elif name == b"transfer-encoding":
-            # No other coding than chunked can be relayed: the field that names it is hop-by-hop (RFC 9112 6.1).
-            if self._coded or value.strip().lower() != b"chunked":
-                raise Excess("A transfer coding other than chunked")
-            self._coded = True
-        self._fields.append((name, value.rstrip(b" \t")))
-        self._fields_size += len(name) + len(value)
-        if self._fields_size > MAX_HEAD or len(self._fields) > MAX_FIELDS:
-            raise Excess("The head is too large")
+        if self._in_head:
+            self._pairs.append((LOWER_CASE[name], value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Hand over the head, unless it is an interim one."""
         status = self._parser.get_status_code()
-        if status == 101:
-            raise Excess("An upgrade that nobody asked for")
+        if status == 101 or status < 100:
+            raise Excess("An upgrade that nobody asked for, or a status that is none")
         if status < 200:  # RFC 9110 15.2: any number of these may come first
-            self._fields, self._stated, self._coded = [], False, False
+            self._pairs = []
             return
-        answer = cast(PooledAnswer, self._answer)
-        answer.headers = self._fields
+        self._in_head = False
+        pairs = self._pairs
+        length, coding = examined(pairs)
+        answer: PooledAnswer = self._answer  # type: ignore[assignment]
+        answer.headers = pairs
         answer.status = status
+        self._framed = length is not None or coding
         if self._bodiless:
             # llhttp does not know of the HEAD and waits for a body: its word counts for neither end nor connection.
-            answer.complete = True
-            self._reusable = self._parser.get_http_version() == "1.1" and (b"connection", b"close") not in self._fields
+            answer.complete = self._parser_behind = True
+            closes = any(name == b"connection" and b"close" in value.lower() for name, value in pairs)
+            self._reusable = self._parser.get_http_version() == "1.1" and not closes
         else:
             # Asked after the message, llhttp always says no. Two framings are a sign of splitting (RFC 9112 6.3).
-            self._reusable = self._parser.should_keep_alive() and not (self._stated and self._coded)
-        if not self._sent:
-            # RFC 9112 9.5: the rest of the upload would be read by nobody.
-            cast("asyncio.Task[None]", self._uploader).cancel()
+            self._reusable = self._parser.should_keep_alive() and not (length is not None and coding)
+            if length is not None and not coding and status not in NO_BODY:
+                self._left = length
+        if self._uploader is not None:
+            self._uploader.cancel()  # RFC 9112 9.5: the rest of the upload would be read by nobody
+            self._uploader = None
 
     def on_body(self, data: bytes) -> None:
         """Keep a piece of the body; too many unread ones, and the upstream has to wait."""
-        answer = cast(PooledAnswer, self._answer)
         if self._bodiless:
             raise Excess("A body in the answer to a HEAD")
-        answer.chunks.append(data)
-        answer.size += len(data)
-        if answer.size > HIGH_WATER and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if self._left:
+            self._left -= len(data)
+        self._head_size = 0
+        self._take(self._answer, data)  # type: ignore[arg-type]  # a body has a head before it
 
     def on_message_complete(self) -> None:
         """Note the end of the answer, if it is not just that of an interim one."""
-        answer = cast(PooledAnswer, self._answer)
-        if answer.status:
-            answer.complete = True
+        if not self._in_head:
+            self._answer.complete = True  # type: ignore[union-attr]
+
+
+def examined(pairs: Pairs) -> tuple[int | None, bool]:
+    """Return the stated length of an answer, if any, and whether it comes in chunks.
+
+    Raises `Excess` for any other coding: the field that names it is hop-by-hop, so that it could not be told to the
+    client (RFC 9112 6.1).
+    """
+    length, coded, size = None, False, 0
+    for name, value in pairs:
+        size += len(name) + len(value)
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if coded or value.lower() != b"chunked":
+                raise Excess("A transfer coding other than chunked")
+            coded = True
+    if size > MAX_HEAD or len(pairs) > MAX_FIELDS:
+        raise Excess("The head is too large")
+    return length, coded
 
 
 def new_parser(connection: Connection) -> httptools.HttpResponseParser:

@@ -23,7 +23,7 @@ class Cors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a preflight, or pass the request on and put our CORS fields onto its answer."""
-        origin = first(scope["headers"], b"origin") if scope["type"] == "http" else None
+        origin = scope["fields"].get(b"origin") if scope["type"] == "http" else None
         if origin is None:
             await self._app(scope, receive, send)
             return

@@ -16,9 +16,9 @@ from proxy.headers import first
 HIGH_WATER = 64 * 1024  # bytes of an upload that wait for the upstream before the client is no longer read
 NO_BODY = frozenset((204, 304))  # RFC 9112 6.3; the answer to a HEAD comes on top
 PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
-STATUS_LINES = {
-    status: b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, "").encode()) for status in range(100, 600)
-}
+STATUS_LINES = {status: b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, "").encode()) for status in range(100, 600)}
+COLON = b": "
+END_OF_HEAD = (b"", b"")
 
 log = logging.getLogger("oxy")
 
@@ -62,13 +62,13 @@ class Cycle:
         "until_close",
     )
 
-    def __init__(self, line: Line, scope: Scope, *, last: bool, expects_100: bool) -> None:
+    def __init__(self, line: Line, scope: Scope, *, last: bool) -> None:
         self.last = last
         self.started = False
         self.until_close = False
         self._line = line
         self._scope = scope
-        self._expects_100 = expects_100
+        self._expects_100 = b"expect" in scope["fields"] and scope["http_version"] == "1.1"
         self._chunks: list[bytes] = []
         self._size = 0
         self._more = True
@@ -141,21 +141,21 @@ class Cycle:
             self._waiter.set_result(None)
 
     def _begin(self, status: int, headers: Pairs) -> None:
-        lines = [STATUS_LINES[status], *[b"%b: %b\r\n" % pair for pair in headers]]
+        lines = [STATUS_LINES[status], *map(COLON.join, headers)]
         if self._scope["method"] == "HEAD" or status in NO_BODY:
             self._bodiless = True
         elif (length := first(headers, b"content-length")) is not None:
             self._left = int(length)
         elif self._scope["http_version"] == "1.1":
             self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            lines.append(b"transfer-encoding: chunked")
         else:
             self.until_close = self.last = True
         if not self._line.keeps(self):
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            lines.append(b"connection: close")
+        lines += END_OF_HEAD
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines):
             raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
         self.started = True
         self._line.write(head)

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.errors import DownstreamClosed, Failure, Pairs
 from proxy.exchange import Answer, Exchange
-from proxy.headers import FRAMING, first, inbound
+from proxy.headers import FRAMING, Fields, inbound
 
 
 class Line(Protocol):
@@ -31,7 +31,8 @@ class Downstream:
         self._send = send
         self.method: str = scope["method"]
         self.headers: Pairs = scope["headers"]  # names in lower case
-        self.upload = Upload(receive, self.headers) if any(name in FRAMING for name, _ in self.headers) else None
+        self.fields: Fields = scope["fields"]
+        self.upload = Upload(receive, self.fields) if not FRAMING.isdisjoint(self.fields) else None
         self.started = False
 
     @property
@@ -79,12 +80,11 @@ class Downstream:
 class Upload:
     """The request's body as it comes; reading on is the backpressure. The only reader of `receive`."""
 
-    def __init__(self, receive: Receive, headers: Pairs) -> None:
+    def __init__(self, receive: Receive, fields: Fields) -> None:
         self._receive = receive
         self._more = True
         self._dropping: asyncio.Task[None] | None = None
-        length = first(headers, b"content-length")
-        self.length = int(length) if length is not None and first(headers, b"transfer-encoding") is None else None
+        self.length = int(fields[b"content-length"]) if b"transfer-encoding" not in fields else None
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. Raises `DownstreamClosed`."""

@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 from proxy.downstream import Downstream
 from proxy.errors import Failure, Unforeseen
 from proxy.exchange import Exchange, new_id
-from proxy.headers import first
 from proxy.routes import Route
 from proxy.upstream import BORDER, Upstream
 
@@ -54,7 +53,7 @@ class Gateway:
 
 def meet(downstream: Downstream) -> Exchange:
     """Begin the record of an exchange."""
-    incoming_id = first(downstream.headers, b"x-request-id")
+    incoming_id = downstream.fields.get(b"x-request-id")
     return Exchange(
         id=new_id(),
         method=downstream.method,

@@ -30,6 +30,8 @@ FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 COMMON_TOKENS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # they name no field
 MOST_NAMES = 1024
 
+Fields = dict[bytes, bytes]  # values by name, the first of several
+
 
 class Crossing(dict[bytes, bool]):
     """Tells of a field's name whether it may cross: not if `drop` holds it, nor if it begins like one of `prefixes`.
@@ -49,6 +51,20 @@ class Crossing(dict[bytes, bool]):
 
 
 INBOUND = Crossing(HOP_BY_HOP)
+
+
+class LowerCase(dict[bytes, bytes]):
+    """Gives a name in lower case: one object for each name, up to a bound, so that its hash is made only once."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        lowered = name.lower()
+        if len(self) < MOST_NAMES:
+            lowered = self.setdefault(lowered, lowered)
+            self[name] = lowered
+        return lowered
+
+
+LOWER_CASE = LowerCase()
 
 
 def first(pairs: Pairs, wanted: bytes) -> bytes | None:

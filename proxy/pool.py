@@ -1,12 +1,12 @@
 """Connections to one origin, kept for the next call: last in, first out.
 
-A call costs the same whatever the number of connections: the idle ones stand in a dict, oldest first, and a connection
+A call costs the same whatever the number of connections: the idle ones stand in order, oldest first, and a connection
 that dies takes itself out.
 """
 
 import asyncio
 import ssl
-from collections import deque
+from collections import OrderedDict
 
 import httpx
 
@@ -40,10 +40,11 @@ class Pool:
         self._limit = max_connections or float("inf")
         self._max_idle = max_idle
         self._idle_for = idle_for
-        self._idle: dict[Connection, float] = {}  # with the time at which each is given up, oldest first
+        # Oldest first; with each connection the time at which it is given up.
+        self._idle: OrderedDict[Connection, float] = OrderedDict()
         self._open: set[Connection] = set()
-        self._dialling = 0
-        self._waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self._dialling = 0  # a place is taken from when it is given to someone who is to dial
+        self._waiters: OrderedDict[asyncio.Future[Connection | None], None] = OrderedDict()
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -63,15 +64,18 @@ class Pool:
         first, rest = b"", body
         if body is not None and body.length is not None and body.length <= SMALL:
             first = await body.read()
+            if len(first) > body.length:
+                raise httpx.LocalProtocolError("Too much data for declared Content-Length")
             if len(first) == body.length:
                 rest = None
-        while True:
-            connection, kept = await self._take(timeouts)
-            try:
-                return await connection.open(method, head, first, rest, timeouts)
-            except (httpx.RemoteProtocolError, httpx.ReadError):
-                if not kept or connection.heard or rest is not None or method not in IDEMPOTENT:
-                    raise
+        connection, kept = await self._take(timeouts)
+        try:
+            return await connection.open(method, head, first, rest, timeouts)
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            if not kept or connection.heard or rest is not None or method not in IDEMPOTENT:
+                raise
+        connection, _ = await self._take(timeouts, fresh=True)
+        return await connection.open(method, head, first, rest, timeouts)
 
     def release(self, connection: Connection) -> None:
         """Take a connection back: whoever has waited longest gets it, else it is idle."""
@@ -80,7 +84,7 @@ class Pool:
             return
         self._idle[connection] = connection.loop.time() + self._idle_for
         if len(self._idle) > self._max_idle:
-            next(iter(self._idle)).abort()
+            self._idle.popitem(last=False)[0].abort()
         if self._sweeper is None:
             self._sweeper = connection.loop.call_later(self._idle_for, self._sweep)
 
@@ -94,64 +98,83 @@ class Pool:
         """Close all connections."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+            self._sweeper = None
         for connection in list(self._open):
             connection.abort()
         await asyncio.sleep(0)  # so that the transports have told their protocols
 
-    async def _take(self, timeouts: Timeouts) -> tuple[Connection, bool]:
-        """Return a connection, and whether it was used before."""
+    async def _take(self, timeouts: Timeouts, *, fresh: bool = False) -> tuple[Connection, bool]:
+        """Return a connection, and whether it was used before; where there is room for a `fresh` one, that if asked."""
+        first = False
         while True:
-            if self._idle:
+            if self._idle and not (fresh and self._has_room()):
                 connection: Connection | None = self._idle.popitem()[0]
-            elif len(self._open) + self._dialling < self._limit:
+            elif self._has_room():
+                self._dialling += 1
                 connection = None
             else:
-                connection = await self._queue(timeouts.pool)
+                connection = await self._queue(timeouts.pool, first=first)
             if connection is None:
                 return await self._connect(timeouts.connect), False
             if connection.alive:
                 return connection, True
+            first = True  # it was given one, and that one died on the way
 
     async def _connect(self, within: float | None) -> Connection:
+        """Dial, in a place that is counted already."""
         loop = asyncio.get_running_loop()
-        self._dialling += 1
         try:
             async with asyncio.timeout(within):
                 connection = await dial(loop, lambda: Connection(self, loop), self._address, self._tls)
+            if not connection.alive:
+                raise ConnectionResetError("closed by the upstream before a request was sent")
+            self._open.add(connection)
         except TimeoutError as problem:
             raise httpx.ConnectTimeout(str(problem)) from problem
         except (OSError, UnicodeError) as problem:  # the latter from a host name that is none
             raise httpx.ConnectError(str(problem)) from problem
-        else:
-            self._open.add(connection)
         finally:
             self._dialling -= 1
             self._pass_on()
         return connection
 
-    async def _queue(self, within: float | None) -> Connection | None:
-        """Wait in order for a connection, or for leave (None) to open one."""
+    async def _queue(self, within: float | None, *, first: bool) -> Connection | None:
+        """Wait in order for a connection, or for a place (None) to open one; `first`: before all others."""
         waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters[waiter] = None
+        self._waiters.move_to_end(waiter, last=not first)
         try:
             async with asyncio.timeout(within):
                 return await waiter
         except BaseException as problem:
-            if waiter.done() and not waiter.cancelled() and (connection := waiter.result()) is not None:
-                self.release(connection)
-            self._pass_on()
+            self._waiters.pop(waiter, None)
+            if waiter.done() and not waiter.cancelled():
+                self._give_back(waiter.result())
             if isinstance(problem, TimeoutError):
                 raise httpx.PoolTimeout("") from None
             raise
 
+    def _give_back(self, connection: Connection | None) -> None:
+        """Take back what was handed to a waiter that has gone."""
+        if connection is None:
+            self._dialling -= 1
+            self._pass_on()
+        elif connection.alive:
+            self.release(connection)
+
     def _next_waiter(self) -> "asyncio.Future[Connection | None] | None":
         while self._waiters:
-            if not (waiter := self._waiters.popleft()).done():
+            waiter, _ = self._waiters.popitem(last=False)
+            if not waiter.done():
                 return waiter
         return None
 
+    def _has_room(self) -> bool:
+        return len(self._open) + self._dialling < self._limit
+
     def _pass_on(self) -> None:
-        if len(self._open) + self._dialling < self._limit and (waiter := self._next_waiter()) is not None:
+        if self._has_room() and (waiter := self._next_waiter()) is not None:
+            self._dialling += 1
             waiter.set_result(None)
 
     def _sweep(self) -> None:
@@ -169,11 +192,11 @@ class Pool:
 
 def head_of(method: str, target: bytes, headers: Pairs) -> bytes:
     """Return a request's head as bytes. Raises `httpx.LocalProtocolError` if it would be read as something else."""
-    start = b"%b %b HTTP/1.1" % (method.encode("ascii"), target)
-    head = b"\r\n".join([start, *[b"%b: %b" % pair for pair in headers], b"", b""])
+    start = b"%b %b HTTP/1.1" % (method.encode(), target)
+    head = b"\r\n".join([start, *map(b": ".join, headers), b"", b""])
     # RFC 9112 2.2, 3: whoever gets a line break or a space in here speaks in our name.
     if head.count(b"\n") != len(headers) + 2 or head.count(b"\r") != len(headers) + 2 or b"\0" in head:
         raise httpx.LocalProtocolError("A line break or NUL in the request's head")
-    if start.count(b" ") != 2 or not start.isascii():
-        raise httpx.LocalProtocolError("A space or a character beyond ASCII in the request's target")
+    if start.count(b" ") != 2 or not (start.isascii() and start.decode().isprintable()):
+        raise httpx.LocalProtocolError("A space, a control character or one beyond ASCII in the request's target")
     return head

@@ -26,10 +26,12 @@ from uvicorn.server import ServerState
 from proxy.cycle import STATUS_LINES, Cycle
 from proxy.errors import BadRequest, Failure, HeadTooLarge, NotImplementedHere, Pairs, RequestTimeout, TargetTooLong
 from proxy.exchange import new_id
+from proxy.headers import LOWER_CASE, Fields
 
 MAX_TARGET = 32 * 1024
 MAX_HEAD = 64 * 1024  # bytes of all fields together
 MAX_FIELDS = 200
+UNIQUE = (b"host", b"transfer-encoding")
 HEAD_TIMEOUT = 30.0  # seconds for a head to come
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
@@ -60,7 +62,10 @@ class HttpProtocol(asyncio.Protocol):
         self._deadline: float | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._parser = new_parser(self)
-        self._in_head = False
+        self._in_head = self._timed = self._large = False
+        self._undone = 0  # bytes that the parser keeps: of a head, a chunk's size, a trailer
+        self._left = 0  # bytes of a body of known length that are still to come
+        self._deaf = False  # what comes from here on is dropped
 
     # What asyncio calls
 
@@ -75,7 +80,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; the exchanges whose heads are complete start from there."""
-        self._deadline = None
+        if self._left:
+            data = self._hear_rest(data)
+        if not data or self._deaf:
+            return
+        self._undone += len(data)
+        self._large = self._undone > MAX_TARGET
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stopped:
@@ -83,8 +93,8 @@ class HttpProtocol(asyncio.Protocol):
         except httptools.HttpParserError as problem:
             failure = problem.__context__
             self._refuse(failure if isinstance(failure, Failure) else BadRequest("This is not valid HTTP"))
-        if self._in_head:
-            self._expect_within(HEAD_TIMEOUT)
+        if self._undone:
+            self._bound_undone()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the exchange that is under way; those that wait never begin."""
@@ -124,32 +134,30 @@ class HttpProtocol(asyncio.Protocol):
         """Begin a request."""
         self._in_head = True
         self._target = b""
-        self._fields: Pairs = []
-        self._size = 0
+        self._pairs: Pairs = []
 
     def on_url(self, piece: bytes) -> None:
         """Take a piece of the request target."""
         self._target += piece
-        if len(self._target) > MAX_TARGET:
-            raise TargetTooLong("The request target is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field; one behind the body is a trailer and ends here (RFC 9110 6.5.1)."""
-        if not self._in_head:
-            return
-        self._fields.append((name.lower(), value.rstrip(b" \t")))
-        self._size += len(name) + len(value)
-        if self._size > MAX_HEAD or len(self._fields) > MAX_FIELDS:
-            raise HeadTooLarge("The header fields are too many or too large")
+        if self._in_head:
+            self._pairs.append((LOWER_CASE[name], value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Start the exchange, or let it wait for the one before."""
         if self._parser.should_upgrade():
             self._upgrading = True
             return
-        self._in_head = False
-        version = self._parser.get_http_version()
-        expects_100 = examined(self._fields, version)
+        self._in_head = self._timed = False
+        self._undone = 0
+        self._deadline = None
+        pairs, version = self._pairs, self._parser.get_http_version()
+        fields = dict(pairs[::-1])  # the first of several
+        examine(pairs, fields, version)
+        if self._large:
+            measure(self._target, pairs)
         target = origin_form(self._target)
         path, _, query = target.partition(b"?")
         readable = path.decode("ascii")
@@ -165,12 +173,14 @@ class HttpProtocol(asyncio.Protocol):
             "path": unquote(readable) if "%" in readable else readable,
             "raw_path": path,
             "query_string": query,
-            "headers": self._fields,
+            "headers": pairs,
+            "fields": fields,
             "target": target,
             "line": self,
         }
         last = version == "1.0" or not self._parser.should_keep_alive()
-        self._latest = cycle = Cycle(self, scope, last=last, expects_100=expects_100)
+        self._left = int(fields.get(b"content-length", 0))
+        self._latest = cycle = Cycle(self, scope, last=last)
         if self._current is None:
             self._start(cycle)
         else:
@@ -179,12 +189,16 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Hand a piece of the body to its exchange."""
-        cast(Cycle, self._latest).hear(data)
+        self._undone = 0
+        if self._left:
+            self._left -= len(data)
+        self._latest.hear(data)  # type: ignore[union-attr]  # a body has a head before it
 
     def on_message_complete(self) -> None:
         """Let the exchange know that its request is whole."""
+        self._undone = 0
         if not self._upgrading:
-            cast(Cycle, self._latest).hear_end()
+            self._latest.hear_end()  # type: ignore[union-attr]
 
     # What a cycle calls
 
@@ -244,6 +258,28 @@ class HttpProtocol(asyncio.Protocol):
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 
+    def _hear_rest(self, data: bytes) -> bytes:
+        """Hand on the rest of a body whose length is known, past the parser; return what lies behind it.
+
+        llhttp would have nothing to say of these bytes, and httptools would copy each once more.
+        """
+        piece, data = (data, b"") if len(data) <= self._left else (data[: self._left], data[self._left :])
+        cycle = cast(Cycle, self._latest)
+        self._left -= len(piece)
+        cycle.hear(piece)
+        if not self._left:
+            self._parser, self._deaf = new_parser(self), cycle.last
+            cycle.hear_end()
+        return data
+
+    def _bound_undone(self) -> None:
+        """Bound what comes in pieces, in size, and a head in time: HEAD_TIMEOUT from its first byte to its last."""
+        if self._undone > MAX_HEAD:
+            self._refuse(HeadTooLarge("The header fields are too large"))
+        elif self._in_head and not self._timed:
+            self._timed = True
+            self._expect_within(HEAD_TIMEOUT)
+
     def _without_upgrade(self) -> bytes:
         """Return the head of the request anew, less its offer to speak another protocol (RFC 9110 7.8: to be ignored).
 
@@ -254,7 +290,7 @@ class HttpProtocol(asyncio.Protocol):
         if method == b"CONNECT":
             return b"A tunnel is nothing to relay\r\n\r\n"
         lines = [b"%b %b HTTP/1.1" % (method, self._target)]
-        for name, value in self._fields:
+        for name, value in self._pairs:
             if name == b"connection":
                 value = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
             if name != b"upgrade":
@@ -275,7 +311,7 @@ class HttpProtocol(asyncio.Protocol):
             b"x-proxy-request-id: %b" % request_id.encode(),
             b"connection: close",
         )
-        self.write(STATUS_LINES[failure.status], b"\r\n".join([*fields, b"", b""]), body)
+        self.write(b"\r\n".join([STATUS_LINES[failure.status], *fields, b"", body]))
         self._transport.close()
 
     def _expect_within(self, seconds: float) -> None:
@@ -313,26 +349,30 @@ def address(name: object) -> tuple[str, int] | None:
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
 
 
-def examined(fields: Pairs, version: str) -> bool:
-    """Tell whether the client waits for a 100. Raises `Failure` for what RFC 9112 wants refused."""
-    hosts = codings = 0
-    expects_100 = False
-    for name, value in fields:
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding":
-            codings += 1
-            if value.lower() != b"chunked" or codings > 1:
-                raise NotImplementedHere("No transfer coding but chunked is understood here")  # 6.1
-        elif name == b"expect":
-            expects_100 = value.lower() == b"100-continue" and version == "1.1"
+def examine(pairs: Pairs, fields: Fields, version: str) -> None:
+    """Raise `Failure` for what RFC 9112 wants refused. `fields` are the pairs by name."""
+    several = (
+        {name for name in UNIQUE if sum(pair[0] == name for pair in pairs) > 1} if len(fields) < len(pairs) else ()
+    )
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None and (coding.lower() != b"chunked" or b"transfer-encoding" in several):
+        raise NotImplementedHere("No transfer coding but chunked is understood here")  # 6.1
     if version not in ("1.0", "1.1"):
         raise BadRequest("This is not HTTP/1.1")
-    if hosts > 1 or (not hosts and version == "1.1"):
+    if b"host" in several or (version == "1.1" and b"host" not in fields):
         raise BadRequest("A request has one Host field")  # 3.2
-    if codings and version == "1.0":
+    if coding is not None and version == "1.0":
         raise BadRequest("HTTP/1.0 has no transfer codings")  # 6.1
-    return expects_100
+    if len(pairs) > MAX_FIELDS:
+        raise HeadTooLarge("The header fields are too many")
+
+
+def measure(target: bytes, pairs: Pairs) -> None:
+    """Raise `Failure` if the target or the fields are too large."""
+    if len(target) > MAX_TARGET:
+        raise TargetTooLong("The request target is too long")
+    if sum(len(name) + len(value) for name, value in pairs) > MAX_HEAD:
+        raise HeadTooLarge("The header fields are too large")
 
 
 def origin_form(target: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import httpx
 
@@ -11,10 +11,18 @@ from proxy.exchange import Timeouts
 from proxy.pool import Pool
 
 
+class Limits(TypedDict, total=False):
+    """What bounds the pool of each origin; see `Pool`."""
+
+    max_connections: int | None
+    max_idle: int
+    idle_for: float
+
+
 class RelayTransport(httpx.AsyncBaseTransport):
     """The pool behind httpx's interface, for whoever wants this transport in an `httpx.AsyncClient` or beside ours."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, **limits: float | None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, **limits: Unpack[Limits]) -> None:
         self._tls = tls
         self._limits = limits
         self._pools: dict[tuple[str, str, int | None], Pool] = {}
@@ -33,14 +41,15 @@ class RelayTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for pool in self._pools.values():
+        for pool in list(self._pools.values()):
             await pool.aclose()
 
     def _pool(self, url: httpx.URL) -> Pool:
         origin = (url.scheme, url.host, url.port)
         if origin not in self._pools:
             tls = (self._tls or ssl.create_default_context()) if url.scheme == "https" else None
-            self._pools[origin] = Pool(url.host, url.port or (443 if tls else 80), tls=tls)
+            host = url.raw_host.decode("ascii")  # a name in other letters as it goes on the wire
+            self._pools[origin] = Pool(host, url.port or (443 if tls else 80), tls=tls, **self._limits)
         return self._pools[origin]
 
 
@@ -54,10 +63,11 @@ class StreamBody:
     @classmethod
     def of(cls, request: httpx.Request) -> "StreamBody | None":
         """Return the body that the request's framing announces, or None."""
-        stated = request.headers.get("content-length")
-        if stated in (None, "0") and "transfer-encoding" not in request.headers:
-            return None
-        return cls(cast(httpx.AsyncByteStream, request.stream), int(stated) if stated is not None else None)
+        stream = cast(httpx.AsyncByteStream, request.stream)
+        if "transfer-encoding" in request.headers:  # RFC 9112 6.3: a length beside it says nothing
+            return cls(stream, None)
+        length = int(request.headers.get("content-length", "0"))
+        return cls(stream, length) if length else None
 
     async def read(self) -> bytes:
         """Return the next chunk that is not empty, b"" at the end."""

@@ -43,6 +43,7 @@ async def ask(app: object, headers: Pairs | None = None) -> list[Message]:
         "target": b"/v1/models",
         "query_string": b"",
         "headers": headers or [],
+        "fields": dict(headers or []),
         "client": None,
     }
 
