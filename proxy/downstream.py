@@ -1,26 +1,25 @@
 """The client's bank: the one file that speaks ASGI HTTP messages for an exchange.
 
 `send()` after a hang-up returns in silence; an application that returns without its last message has its answer torn
-(see `cycle`). Two things more than ASGI come in the scope from our own server (see `protocol`): `target`, the request
-target as it came, and `line`, which tells of a hang-up the moment that it happens.
+(see `cycle`). Three things more than ASGI come in the scope from our own server (see `protocol`): `target`, the request
+target as it came; `fields`, its header values by name; and `line`, the connection, which knows whether the client is
+gone. A hang-up cancels the task that runs the exchange.
 """
 
 import asyncio
-from collections.abc import Callable
-from types import TracebackType
 from typing import Protocol, cast
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.errors import DownstreamClosed, Failure, Pairs
+from proxy.errors import DownstreamClosed, Failure, Fields, Pairs
 from proxy.exchange import Answer, Exchange
-from proxy.headers import FRAMING, Fields, inbound
+from proxy.headers import inbound
 
 
 class Line(Protocol):
-    """The client's connection, as far as an exchange knows it: it calls `on_hang_up`, if set, on the client's end."""
+    """The client's connection, as far as an exchange knows it."""
 
-    on_hang_up: Callable[[], None] | None
+    gone: bool
 
 
 class Downstream:
@@ -29,10 +28,11 @@ class Downstream:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
         self._send = send
+        self._line: Line = scope["line"]
         self.method: str = scope["method"]
         self.headers: Pairs = scope["headers"]  # names in lower case
         self.fields: Fields = scope["fields"]
-        self.upload = Upload(receive, self.fields) if not FRAMING.isdisjoint(self.fields) else None
+        self.upload = Upload(receive, self.fields) if has_body(self.fields) else None
         self.started = False
 
     @property
@@ -47,9 +47,10 @@ class Downstream:
         client = self._scope["client"]
         return client[0].encode() if client else None
 
-    def watch(self) -> "Watch":
-        """Return a context in which a client that hangs up ends the exchange with `DownstreamClosed`."""
-        return Watch(self._scope.get("line"))
+    @property
+    def gone(self) -> bool:
+        """Whether the client has hung up."""
+        return self._line.gone
 
     async def relay(self, exchange: Exchange, answer: Answer) -> None:
         """Pass on the answer: its head, then what comes as it comes. Waiting for `send` is the backpressure."""
@@ -75,6 +76,11 @@ class Downstream:
     async def _begin(self, status: int, headers: Pairs) -> None:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def has_body(fields: Fields) -> bool:
+    """Tell whether a request comes with a body: its framing alone says so (RFC 9112 6.3)."""
+    return b"content-length" in fields or b"transfer-encoding" in fields
 
 
 class Upload:
@@ -106,35 +112,6 @@ class Upload:
         while self._more:
             message = await self._receive()
             self._more = message.get("more_body", False)
-
-
-class Watch:
-    """The context of an exchange that a hang-up ends.
-
-    Its end is written as `asyncio.timeout` does it: our own cancellation becomes `DownstreamClosed`, anyone else's is
-    left alone.
-    """
-
-    def __init__(self, line: Line | None) -> None:
-        self._line = line
-        self._task = cast("asyncio.Task[object]", asyncio.current_task())
-        self._gone = False
-
-    def __enter__(self) -> None:
-        if self._line is not None:
-            self._line.on_hang_up = self._hang_up
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if self._line is not None:
-            self._line.on_hang_up = None
-        if self._gone and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
-            raise DownstreamClosed("the client hung up") from problem
-
-    def _hang_up(self) -> None:
-        self._gone = True
-        self._task.cancel()
 
 
 def _ids(exchange: Exchange) -> Pairs:

@@ -9,6 +9,7 @@ import json
 from typing import ClassVar
 
 Pairs = list[tuple[bytes, bytes]]
+Fields = dict[bytes, bytes]  # the same by name, the first of several
 
 
 class Failure(Exception):

@@ -7,6 +7,7 @@ relay   the answer goes back: head, then each chunk as it comes
 settle  connection back to the pool or closed, whatever happened
 """
 
+import asyncio
 import logging
 
 from starlette.types import Receive, Scope, Send
@@ -15,7 +16,7 @@ from proxy.downstream import Downstream
 from proxy.errors import Failure, Unforeseen
 from proxy.exchange import Exchange, new_id
 from proxy.routes import Route
-from proxy.upstream import BORDER, Upstream
+from proxy.upstream import Upstream, translated
 
 log = logging.getLogger("oxy")
 
@@ -33,22 +34,27 @@ class Gateway:
         exchange = meet(downstream)
         try:
             call = self._route.shape(downstream)
-            with downstream.watch(), BORDER:
-                answer = await self._upstream.open(call)
-                try:
-                    await downstream.relay(exchange, answer)
-                finally:
-                    await answer.close()
-        except Failure as failure:
-            self._note(exchange, failure)
-            await downstream.refuse(exchange, failure)
-        except Exception:
-            log.exception("exchange %s broke: %s %s", exchange.id, exchange.method, exchange.path)
-            await downstream.refuse(exchange, Unforeseen("Something went wrong in the proxy; its log says more"))
+            answer = await self._upstream.open(call)
+            try:
+                await downstream.relay(exchange, answer)
+            finally:
+                await answer.close()
+        except Exception as problem:
+            await downstream.refuse(exchange, understood(exchange, problem))
+        except asyncio.CancelledError:
+            if not downstream.gone:  # then it is the server that stops, and that has to know
+                raise
 
-    def _note(self, exchange: Exchange, failure: Failure) -> None:
-        if failure.status >= 500:
-            log.warning("exchange %s failed with %s: %s (%s)", exchange.id, failure.status, failure, failure.detail)
+
+def understood(exchange: Exchange, problem: Exception) -> Failure:
+    """Return what went wrong as a failure, and write down what an operator has to know of it."""
+    failure = problem if isinstance(problem, Failure) else translated(problem)
+    if failure is None:
+        log.error("exchange %s broke: %s %s", exchange.id, exchange.method, exchange.path, exc_info=problem)
+        return Unforeseen("Something went wrong in the proxy; its log says more")
+    if failure.status >= 500:
+        log.warning("exchange %s failed with %s: %s (%s)", exchange.id, failure.status, failure, failure.detail)
+    return failure
 
 
 def meet(downstream: Downstream) -> Exchange:

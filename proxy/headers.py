@@ -5,7 +5,7 @@ the white space around them, as both parsers hand them over. First clean, then s
 what is returned here, so that no `Connection: authorization` of a client can take them away (golang/go#50580).
 """
 
-from proxy.errors import Pairs
+from proxy.errors import Fields, Pairs
 
 # RFC 9110 7.6.1. Trailers cannot be carried on, so their announcement ends here too.
 HOP_BY_HOP = frozenset(
@@ -29,8 +29,6 @@ CLIENT_ADDRESS_PREFIX = b"x-forwarded-"
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 COMMON_TOKENS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # they name no field
 MOST_NAMES = 1024
-
-Fields = dict[bytes, bytes]  # values by name, the first of several
 
 
 class Crossing(dict[bytes, bool]):
@@ -75,9 +73,12 @@ def first(pairs: Pairs, wanted: bytes) -> bytes | None:
     return None
 
 
-def outbound(pairs: Pairs, crossing: Crossing) -> Pairs:
+def outbound(pairs: Pairs, fields: Fields, crossing: Crossing) -> Pairs:
     """Return what of a request's fields goes on to the upstream; fields that `Connection` names do not either."""
     kept = [pair for pair in pairs if crossing[pair[0]]]
+    plain = len(fields) == len(pairs) and b"transfer-encoding" not in fields
+    if plain and fields.get(b"connection", b"close") in COMMON_TOKENS:
+        return kept
     for name, value in pairs:
         if name == b"connection" and value not in COMMON_TOKENS:
             kept = _less(kept, _named(value))

@@ -14,7 +14,6 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -24,9 +23,18 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from proxy.cycle import STATUS_LINES, Cycle
-from proxy.errors import BadRequest, Failure, HeadTooLarge, NotImplementedHere, Pairs, RequestTimeout, TargetTooLong
+from proxy.errors import (
+    BadRequest,
+    Failure,
+    Fields,
+    HeadTooLarge,
+    NotImplementedHere,
+    Pairs,
+    RequestTimeout,
+    TargetTooLong,
+)
 from proxy.exchange import new_id
-from proxy.headers import LOWER_CASE, Fields
+from proxy.headers import LOWER_CASE
 
 MAX_TARGET = 32 * 1024
 MAX_HEAD = 64 * 1024  # bytes of all fields together
@@ -47,7 +55,7 @@ class HttpProtocol(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.loop = _loop or asyncio.get_running_loop()
-        self.on_hang_up: Callable[[], None] | None = None
+        self.gone = False
         self._app = cast(ASGIApp, config.loaded_app)
         self._keep_alive_timeout = config.timeout_keep_alive
         self._state = server_state
@@ -93,11 +101,12 @@ class HttpProtocol(asyncio.Protocol):
         except httptools.HttpParserError as problem:
             failure = problem.__context__
             self._refuse(failure if isinstance(failure, Failure) else BadRequest("This is not valid HTTP"))
-        if self._undone:
+        if self._undone or self._in_head:
             self._bound_undone()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the exchange that is under way; those that wait never begin."""
+        """End the exchange that is under way; those that wait never begin."""
+        self.gone = True
         self._state.connections.discard(self)
         self._waiting.clear()
         if self._alarm is not None:
@@ -106,8 +115,8 @@ class HttpProtocol(asyncio.Protocol):
         for cycle in (self._current, self._latest):
             if cycle is not None:
                 cycle.disconnect()
-        if self.on_hang_up is not None:
-            self.on_hang_up()
+        if self._current is not None:
+            self._task.cancel()
 
     def pause_writing(self) -> None:
         """Let the answer wait: the client reads more slowly than the upstream writes."""
@@ -254,7 +263,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _start(self, cycle: Cycle) -> None:
         self._current = cycle
-        task = self.loop.create_task(cycle.run(self._app))
+        self._task = task = self.loop.create_task(cycle.run(self._app))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 

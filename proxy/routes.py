@@ -45,7 +45,7 @@ class Relay:
             target = target[len(ALIAS) :]
         if not self._endpoints.include(target.partition(b"?")[0]):
             raise NotFound("This endpoint is not served here")
-        headers = outbound(admitted, self._crossing)
+        headers = outbound(admitted, downstream.fields, self._crossing)
         if self._append and downstream.client_address:
             headers = append_forwarded_for(headers, downstream.client_address)
         return Call(

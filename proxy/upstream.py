@@ -10,7 +10,6 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Protocol, cast
 
 import httpx
@@ -70,7 +69,7 @@ class Upstream:
     async def open(self, call: Call) -> Answer:
         """Send the call; return its answer when the head is there.
 
-        What goes wrong, here or while the answer is read, is a `Failure` only outside of `BORDER`.
+        Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
         headers = [self._host, *call.headers]
         answer = await self._bank.open(call.method, self._place(call.target), headers, call.body, self._timeouts)
@@ -182,23 +181,10 @@ class HttpxAnswer:
         await self._stream.aclose()
 
 
-class Border:
-    """A context at whose end a transport's exceptions become failures; one serves all exchanges, it keeps nothing."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if isinstance(problem, httpx.TransportError):
-            raise translated(problem) from problem
-
-
-BORDER = Border()
-
-
-def translated(problem: httpx.TransportError) -> Failure:
-    """Return the failure that a transport's exception means here."""
+def translated(problem: Exception) -> Failure | None:
+    """Return the failure that a transport's exception means here, None for any other exception."""
+    if not isinstance(problem, httpx.TransportError):
+        return None
     failure = next(failure(message) for kind, failure, message in TRANSLATION if isinstance(problem, kind))
     failure.detail = type(problem).__name__
     if isinstance(problem, httpx.ConnectError):  # nothing was sent or heard yet, so that nothing secret can be in it

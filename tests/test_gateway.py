@@ -44,6 +44,7 @@ async def ask(app: object, headers: Pairs | None = None) -> list[Message]:
         "query_string": b"",
         "headers": headers or [],
         "fields": dict(headers or []),
+        "line": Present(),
         "client": None,
     }
 
@@ -108,3 +109,9 @@ async def test_a_failure_is_one_line_in_the_log(
     assert words in record.getMessage()
     assert SECRET not in caplog.text
     assert str(problem) not in body["body"].decode()
+
+
+class Present:
+    """The line of a client that is there."""
+
+    gone = False

@@ -30,7 +30,7 @@ from proxy.headers import END_HERE, MOST_NAMES, Crossing, append_forwarded_for, 
     ],
 )
 def test_what_of_a_request_goes_on(said: Pairs, heard: Pairs) -> None:
-    assert outbound(said, Crossing(END_HERE, (b"x-skip-",))) == heard
+    assert outbound(said, dict(said), Crossing(END_HERE, (b"x-skip-",))) == heard
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_of_an_answer_goes_back(said: Pairs, heard: Pairs) -> None:
 def test_neither_direction_changes_what_it_was_given() -> None:
     said = [(b"connection", b"a"), (b"a", b" 1 "), (b"transfer-encoding", b"chunked")]
     before = list(said)
-    outbound(said, Crossing(END_HERE))
+    outbound(said, dict(said), Crossing(END_HERE))
     inbound(said)
     append_forwarded_for(said, b"1.2.3.4")
     assert said == before
@@ -87,7 +87,7 @@ def test_a_name_is_looked_into_once_and_only_so_many_are_remembered() -> None:
     assert len(crossing) == MOST_NAMES
 
 
-@pytest.mark.parametrize("cross", [inbound, lambda pairs: outbound(pairs, Crossing(END_HERE))])
+@pytest.mark.parametrize("cross", [inbound, lambda pairs: outbound(pairs, dict(pairs), Crossing(END_HERE))])
 def test_a_length_beside_chunks_does_not_cross(cross: Callable[[Pairs], Pairs]) -> None:
     kept = cross([(b"content-length", b"9"), (b"transfer-encoding", b"chunked"), (b"a", b"1")])
     assert (b"content-length", b"9") not in kept
