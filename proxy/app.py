@@ -1,5 +1,6 @@
 """The application: builds each object once and wires them."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -35,6 +36,17 @@ class Front:
         await self._pages.get(scope["raw_path"], self._gateway)(scope, receive, send)
 
 
+def spare_the_collector() -> None:
+    """Let the garbage collector forget what lives as long as the process, and come rarely.
+
+    An exchange leaves no cycle behind, so that there is little to find; at the default threshold, looking for it took
+    6 % of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
     """Return the ASGI application for these settings.
 
@@ -44,6 +56,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
+        spare_the_collector()
         yield
         await upstream.aclose()
 

@@ -195,7 +195,7 @@ def head_of(method: str, target: bytes, headers: Pairs) -> bytes:
     start = b"%b %b HTTP/1.1" % (method.encode(), target)
     head = b"\r\n".join([start, *map(b": ".join, headers), b"", b""])
     # RFC 9112 2.2, 3: whoever gets a line break or a space in here speaks in our name.
-    if head.count(b"\n") != len(headers) + 2 or head.count(b"\r") != len(headers) + 2 or b"\0" in head:
+    if head.count(b"\n") != len(headers) + 2 or head.count(b"\r") != len(headers) + 2:
         raise httpx.LocalProtocolError("A line break or NUL in the request's head")
     if start.count(b" ") != 2 or not (start.isascii() and start.decode().isprintable()):
         raise httpx.LocalProtocolError("A space, a control character or one beyond ASCII in the request's target")
