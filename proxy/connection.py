@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
         """Close at once; whatever is under way here is lost."""
         self.alive = False
         if self._answer is not None and not self._answer.complete:
-            self._answer.fail(httpx.ReadError("The connection was given up"))
+            self._answer.fail(httpx.CloseError("The connection was given up"))
         if self._uploader is not None:
             self._uploader.cancel()
         self._transport.abort()
@@ -278,6 +278,9 @@ class Connection(asyncio.Protocol):
             self.abort()  # nothing was asked
             return
         self.heard = True
+        if answer.complete:
+            self._break(httpx.RemoteProtocolError("Data beyond the end of the response"))
+            return
         if self._left:
             self._take_rest(answer, data)
             return

@@ -99,9 +99,11 @@ class Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for connection in list(self._open):
+        closing = set(self._open)
+        for connection in closing:
             connection.abort()
-        await asyncio.sleep(0)  # so that the transports have told their protocols
+        while closing & self._open:
+            await asyncio.sleep(0)  # until the transports have told their protocols: one turn, with TLS two
 
     async def _take(self, timeouts: Timeouts, *, fresh: bool = False) -> tuple[Connection, bool]:
         """Return a connection, and whether it was used before; where there is room for a `fresh` one, that if asked."""
@@ -195,7 +197,7 @@ def head_of(method: str, target: bytes, headers: Pairs) -> bytes:
     start = b"%b %b HTTP/1.1" % (method.encode(), target)
     head = b"\r\n".join([start, *map(b": ".join, headers), b"", b""])
     # RFC 9112 2.2, 3: whoever gets a line break or a space in here speaks in our name.
-    if head.count(b"\n") != len(headers) + 2 or head.count(b"\r") != len(headers) + 2:
+    if head.count(b"\n") != len(headers) + 2 or head.count(b"\r") != len(headers) + 2 or b"\0" in head:
         raise httpx.LocalProtocolError("A line break or NUL in the request's head")
     if start.count(b" ") != 2 or not (start.isascii() and start.decode().isprintable()):
         raise httpx.LocalProtocolError("A space, a control character or one beyond ASCII in the request's target")
