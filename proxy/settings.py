@@ -8,9 +8,10 @@ import difflib
 import io
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]  # typeshed lacks it
 
 from dotenv.parser import Binding, parse_stream
 
@@ -55,8 +56,17 @@ class Settings:
     upstream_max_timeout: float = 900.0
     keep_alive: float = 900.0
     shutdown_grace: float = 30.0
-    transport: Transport = "fast"
+    transport: Transport = "auto"
+    http2: bool = False
+    outbound_proxy: str | None = field(default=None, repr=False)  # it may hold a password
     notes: tuple[str, ...] = ()
+
+    @property
+    def way(self) -> Literal["fast", "httpx"]:
+        """Which way calls take: our own pool, unless it is not made for what is wanted, or another is asked for."""
+        if self.transport == "auto":
+            return "httpx" if self.http2 or self.outbound_proxy else "fast"
+        return self.transport
 
     @property
     def mode(self) -> Mode:
@@ -98,13 +108,25 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         ),
         keep_alive=take("PROXY_KEEP_ALIVE_MS", values.milliseconds, 900.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
-        transport=take("OXY_TRANSPORT", values.transport, "fast"),
+        transport=take("OXY_TRANSPORT", values.transport, "auto"),
+        http2=take("OXY_HTTP2", values.http2, False),
         notes=tuple(reader.notes()),
     )
+    settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
     complaints = [*reader.complaints, *contradictions(settings)]
     if complaints:
         raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
     return settings
+
+
+def outbound_proxy(reader: "Reader", target: Target) -> str | None:
+    """Return the proxy that a target is reached through, by the variables that most programs know, or None."""
+    names = (f"{target.scheme.upper()}_PROXY", "ALL_PROXY")
+    found = next((proxy for name in names if (proxy := reader.either(name, values.outbound_proxy))), None)
+    exempt = reader.either("NO_PROXY", str) or ""
+    if found is None or bypassed(f"{target.host}:{target.port}", {"no": exempt}):
+        return None
+    return found
 
 
 def contradictions(settings: Settings) -> Iterator[str]:
@@ -119,6 +141,11 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "PROXY_OPEN=1 asks nobody for a key, PROXY_X_API_KEY or SECURITY_KEY sets one: remove one of the two"
     if settings.openai_api_key in settings.client_keys:
         yield "a client key is the same as OPENAI_API_KEY: whoever may call would hold the key that costs money"
+    if settings.transport == "fast" and (settings.http2 or settings.outbound_proxy):
+        yield (
+            "OXY_TRANSPORT=fast speaks HTTP/1.1 and goes straight to the target: leave it unset "
+            "for OXY_HTTP2 and for HTTPS_PROXY or ALL_PROXY"
+        )
     if points_at_itself(settings.target, settings.port):
         yield (
             f"the target {settings.target} is this proxy itself. OPENAI_BASE_URL is also what SDKs read: "
@@ -168,6 +195,12 @@ class Reader:
         except ValueError as problem:
             self.complaints.append(f"{name}: {problem}")
             return default
+
+    def either(self, name: str, parse: Callable[[str], T]) -> T | None:
+        """Return the value of a name that may be written in small letters too, or None."""
+        found = self.take(name, parse, None) or self.take(name.lower(), parse, None)
+        self.names.discard(name.lower())
+        return found
 
     def notes(self) -> Iterator[str]:
         """Yield names in the files that look like ours and are not: a mistyped key must not pass in silence."""

@@ -10,6 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Protocol, cast
 
 import httpx
@@ -98,13 +99,18 @@ class Upstream:
 def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank:
     """Return the way to the target: our own, unless there is a reason for httpx's."""
     target = settings.target
-    if transport is None and settings.transport == "fast":
-        tls = trust(target) if target.scheme == "https" else None
-        return Pool(target.host, target.port, tls=tls)
-    return ThroughHttpx(
-        target,
-        transport or httpx.AsyncHTTPTransport(verify=trust(target), limits=LIMITS, socket_options=SOCKET_OPTIONS),
+    if transport is not None:
+        return ThroughHttpx(target, transport)
+    if settings.way == "fast":
+        return Pool(target.host, target.port, tls=trust(target) if target.scheme == "https" else None)
+    transport = httpx.AsyncHTTPTransport(
+        verify=trust(target),
+        http2=settings.http2,
+        limits=LIMITS,
+        proxy=settings.outbound_proxy,
+        socket_options=SOCKET_OPTIONS,
     )
+    return ThroughHttpx(target, transport)
 
 
 def trust(target: Target) -> ssl.SSLContext:
@@ -132,17 +138,26 @@ class ThroughHttpx:
         self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
     ) -> "HttpxAnswer":
         """Send a request; return its answer when the head is there."""
-        extensions = {
-            "target": target,
-            "timeout": {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")},
-        }
+        extensions = {"timeout": asdict(timeouts)}
         stream = BodyStream(body) if body is not None else NOTHING
         request = httpx.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
+        # The extension "target" would keep the bytes as they are too, but an outbound proxy would be given it as well.
+        request.url = RawUrl(self._url, target)  # type: ignore[assignment]
         return HttpxAnswer(await self._transport.handle_async_request(request))
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._transport.aclose()
+
+
+class RawUrl:
+    """What a transport asks of a URL, with path and query as they are. `httpx.URL` would quote them anew."""
+
+    def __init__(self, origin: httpx.URL, target: bytes) -> None:
+        self.raw_scheme = origin.raw_scheme
+        self.raw_host = origin.raw_host
+        self.port = origin.port
+        self.raw_path = target
 
 
 class BodyStream(httpx.AsyncByteStream):

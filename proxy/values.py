@@ -6,13 +6,15 @@ import ipaddress
 import math
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 Forwarded = Literal["drop", "append", "pass"]
-Transport = Literal["fast", "httpx"]
+Transport = Literal["auto", "fast", "httpx"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,29 @@ def forwarded(text: str) -> Forwarded:
 def transport(text: str) -> Transport:
     """Read which way calls take upstream."""
     match text.lower():
-        case "fast" | "httpx" as word:
+        case "auto" | "fast" | "httpx" as word:
             return word
         case _:
-            raise ValueError("write fast or httpx")
+            raise ValueError("write auto, fast or httpx")
+
+
+def outbound_proxy(text: str) -> str:
+    """Read the address of a proxy that stands between here and the target; it may hold a user name and password."""
+    try:
+        parts = urlsplit(text)
+        scheme = parts.scheme if parts.hostname and parts.port != 0 else ""
+    except ValueError:
+        scheme = ""
+    if scheme not in PROXY_SCHEMES:
+        raise ValueError("not a proxy: write http://host:port, https://host:port or socks5://host:port")
+    if scheme.startswith("socks") and find_spec("socksio") is None:
+        raise ValueError("a SOCKS proxy takes one more package: pip install socksio")
+    return text
+
+
+def http2(text: str) -> bool:
+    """Read whether HTTP/2 is to be spoken to the upstream."""
+    wanted = switch(text)
+    if wanted and find_spec("h2") is None:
+        raise ValueError("HTTP/2 takes one more package: pip install h2")
+    return wanted

@@ -28,7 +28,8 @@ class Asked(dict[str, str]):
         self.names: set[str] = set()
 
     def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
-        self.names.add(name)
+        if name.isupper():  # small letters are a second spelling
+            self.names.add(name)
         return default
 
 

@@ -47,6 +47,9 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("PROXY_KEEP_ALIVE_MS", "0.5", "keep_alive", 0.0005),
     ("PROXY_SHUTDOWN_GRACE_MS", "1e3", "shutdown_grace", 1.0),
     ("OXY_TRANSPORT", "HTTPX", "transport", "httpx"),
+    ("OXY_HTTP2", "1", "http2", True),
+    ("HTTPS_PROXY", "http://proxy.example:3128", "outbound_proxy", "http://proxy.example:3128"),
+    ("ALL_PROXY", "https://u:p@proxy.example", "outbound_proxy", "https://u:p@proxy.example"),
 ]
 
 NO_NUMBER = "write a whole number, 1 or more"
@@ -56,6 +59,9 @@ NO_KEY = "it holds a space or a character that cannot stand in a header"
 NO_HOST = "its host name is not one"
 NO_ADDRESS = "not an address to listen on (a port belongs into OXY_PORT)"
 NO_PRINT = "it holds a character that cannot be printed"
+
+NO_PROXY_URL = "not a proxy: write http://host:port, https://host:port or socks5://host:port"
+NO_PROXIES = ("proxy.example:3128", "ftp://proxy.example", "http://", "http://a:b", "http://[::1", "http://a:0")
 
 REFUSED = [
     *(("PROXY_WORKERS", text, NO_NUMBER) for text in ("0", "-1", "1.5", "two", "٣", "1 0")),
@@ -67,7 +73,9 @@ REFUSED = [
     *(("PROXY_KEEP_ALIVE_MS", text, NO_TIME) for text in ("0", "ten")),
     *(("PROXY_OPEN", text, "write 1 or 0") for text in ("2", "maybe", "-")),
     *(("PROXY_FORWARDED", text, "write drop, append or pass") for text in ("none", "1", "drop,append")),
-    *(("OXY_TRANSPORT", text, "write fast or httpx") for text in ("slow", "1")),
+    *(("OXY_TRANSPORT", text, "write auto, fast or httpx") for text in ("slow", "1")),
+    *(("OXY_HTTP2", text, "write 1 or 0") for text in ("2", "h2c")),
+    *((name, text, NO_PROXY_URL) for name in ("HTTPS_PROXY", "ALL_PROXY") for text in NO_PROXIES),
     *(("OPENAI_API_KEY", text, NO_KEY) for text in ("sk 1", "sk-ü")),
     *(("OPENAI_PROJECT_KEY", text, NO_KEY) for text in ("proj 1", "ü")),
     *(("OPENAI_ORGANIZATION", text, NO_KEY) for text in ("org 1", "ü")),
@@ -89,7 +97,8 @@ class Asked(dict[str, str]):
         self.names: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
+        if name.isupper():  # small letters are a second spelling
+            self.names.add(name)
         return default
 
 
@@ -112,7 +121,10 @@ def test_without_settings_it_is_a_transparent_proxy_for_openai(settings_of: Sett
 
 
 @pytest.mark.parametrize(("name", "text", "field", "value"), TAKEN, ids=[row[0] for row in TAKEN])
-def test_each_setting_arrives(settings_of: SettingsOf, name: str, text: str, field: str, value: object) -> None:
+def test_each_setting_arrives(
+    settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch, name: str, text: str, field: str, value: object
+) -> None:
+    monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
     others = {"OPENAI_API_KEY": {"SECURITY_KEY": "client"}}.get(name, {})
     settings = settings_of(**{name: f" {text} "}, **others)
     assert getattr(settings, field) == value
@@ -122,7 +134,7 @@ def test_each_setting_arrives(settings_of: SettingsOf, name: str, text: str, fie
 def test_the_table_above_has_every_setting(tmp_path: Path) -> None:
     asked = Asked()
     load(asked, tmp_path)
-    assert sorted(asked.names) == sorted(name for name, _, _, _ in TAKEN)
+    assert sorted(asked.names - {"NO_PROXY"}) == sorted(name for name, _, _, _ in TAKEN)  # it only takes away
 
 
 @pytest.mark.parametrize(("name", "text", "complaint"), REFUSED, ids=[f"{row[0]}={row[1]!a}" for row in REFUSED])
@@ -442,7 +454,9 @@ def lines_of_the_example() -> list[tuple[str, re.Match[str]]]:
 
 
 def test_the_example_explains_every_setting_once_and_nothing_else() -> None:
-    assert sorted(line[2] for _, line in lines_of_the_example()) == sorted(name for name, _, _, _ in TAKEN)
+    assert sorted(line[2] for _, line in lines_of_the_example()) == sorted(
+        [*(name for name, _, _, _ in TAKEN), "NO_PROXY"]
+    )
     for before, line in lines_of_the_example():
         assert re.match(r"# .{15}", before), f"{line[2]} has no explanation above it"
 
@@ -459,3 +473,53 @@ def test_the_example_as_it_stands_changes_nothing(tmp_path: Path) -> None:
 def test_what_the_example_shows_commented_out_can_be_taken_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("\n".join(f"{line[2]}={line[3]}" for _, line in lines_of_the_example()))
     assert load({}, tmp_path).endpoints == ("/v1/responses", "/v1/images/*")
+
+
+@pytest.mark.parametrize(
+    ("target", "environ", "found"),
+    [
+        ("https://api.example", {"HTTPS_PROXY": "http://a:1", "ALL_PROXY": "http://b:2"}, "http://a:1"),
+        ("https://api.example", {"https_proxy": "http://a:1"}, "http://a:1"),
+        ("https://api.example", {"all_proxy": "http://b:2"}, "http://b:2"),
+        ("https://api.example", {"HTTP_PROXY": "http://c:3"}, None),
+        ("http://api.example", {"HTTP_PROXY": "http://c:3", "HTTPS_PROXY": "http://a:1"}, "http://c:3"),
+        ("https://api.example", {"HTTPS_PROXY": "http://a:1", "NO_PROXY": "other.example, .example"}, None),
+        ("https://api.example", {"HTTPS_PROXY": "http://a:1", "no_proxy": "*"}, None),
+        ("https://api.example:8443", {"HTTPS_PROXY": "http://a:1", "NO_PROXY": "api.example:8443"}, None),
+        ("https://api.example", {"HTTPS_PROXY": "http://a:1", "NO_PROXY": "api.example.org"}, "http://a:1"),
+        ("https://api.example", {}, None),
+    ],
+)
+def test_the_proxy_on_the_way_out_is_the_one_that_other_programs_would_take(
+    settings_of: SettingsOf, target: str, environ: dict[str, str], found: str | None
+) -> None:
+    settings = settings_of(OXY_TARGET=target, **environ)
+    assert settings.outbound_proxy == found
+    assert settings.way == ("httpx" if found else "fast")
+
+
+def test_a_proxys_password_is_in_no_representation(settings_of: SettingsOf) -> None:
+    assert "secret" not in repr(settings_of(HTTPS_PROXY="http://me:secret@proxy.example"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "package"),
+    [("OXY_HTTP2", "1", "h2"), ("ALL_PROXY", "socks5://proxy.example:1080", "socksio")],
+)
+def test_what_takes_one_more_package_says_so_unless_it_is_there(
+    settings_of: SettingsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, package: str
+) -> None:
+    monkeypatch.setattr("proxy.values.find_spec", lambda _: None)
+    (complaint,) = complaints(tmp_path, **{name: value})
+    assert complaint.endswith(f"pip install {package}")
+    monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
+    assert settings_of(**{name: value}).way == "httpx"
+
+
+@pytest.mark.parametrize("wish", [{"OXY_HTTP2": "1"}, {"HTTPS_PROXY": "http://proxy.example"}])
+def test_our_own_way_cannot_be_asked_for_what_it_does_not_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: dict[str, str]
+) -> None:
+    monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
+    (complaint,) = complaints(tmp_path, OXY_TRANSPORT="fast", **wish)
+    assert complaint.startswith("OXY_TRANSPORT=fast")

@@ -22,6 +22,7 @@ def every_kind(base: type[httpx.TransportError]) -> list[type[httpx.TransportErr
 @pytest.mark.parametrize("kind", every_kind(httpx.TransportError), ids=lambda kind: kind.__name__)
 def test_every_exception_of_a_transport_has_a_name_here(kind: type[httpx.TransportError]) -> None:
     failure = translated(kind("with a secret: sk-secret"))
+    assert failure is not None
     assert failure.status == (504 if issubclass(kind, httpx.TimeoutException) else failure.status)
     assert failure.status in (400, 502, 504)
     assert "sk-secret" not in str(failure)
@@ -150,3 +151,24 @@ def test_public_authorities_are_trusted_unless_the_operator_names_others(
 def test_a_target_without_tls_trusts_nobody() -> None:
     context = trust(read_target("http://127.0.0.1:1"))
     assert (context.cert_store_stats()["x509_ca"], context.verify_mode) == (0, ssl.CERT_REQUIRED)
+
+
+@pytest.mark.parametrize("way", ["auto"], indirect=True)
+async def test_an_outbound_proxy_is_asked_with_the_target_as_it_came(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer())
+    async with start(OXY_TARGET="http://api.example/base", HTTP_PROXY=upstream.url) as proxy:
+        client = await proxy.connect()
+        await client.say(request(target=b"/v1/a%2Fb//?x=%20&&"))
+        assert (await client.hear()).status == 200
+    assert upstream.heard[0].target == b"http://api.example/base/v1/a%2Fb//?x=%20&&"
+    assert upstream.heard[0].get(b"host") == b"api.example"
+
+
+@pytest.mark.parametrize("way", ["auto"], indirect=True)
+async def test_an_outbound_proxy_that_refuses_is_a_502(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer(403))
+    async with start(OXY_TARGET="https://api.example", HTTPS_PROXY=upstream.url) as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        assert (await client.hear()).status == 502
+    assert upstream.heard[0].start == b"CONNECT api.example:443 HTTP/1.1"
