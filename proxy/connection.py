@@ -19,6 +19,7 @@ from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
 from proxy.headers import LOWER_CASE
 
+LARGE = 16 * 1024  # bytes of a piece that is not worth joining to others
 HIGH_WATER = 256 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 MAX_HEAD = 128 * 1024  # bytes of an answer's head
 MAX_FIELDS = 256
@@ -56,7 +57,9 @@ class PooledAnswer:
             await self._wait()
 
     async def read(self) -> bytes:
-        """Return all bytes that are here, waiting for some if there are none; b"" at the end.
+        """Return what is here, waiting for some if there is nothing; b"" at the end.
+
+        What came in several pieces is returned as one, unless that would only be a copy for its own sake.
 
         Raises `httpx.ReadTimeout` where nothing came for too long, `httpx.RemoteProtocolError` or `httpx.ReadError`
         where the answer broke off.
@@ -67,12 +70,20 @@ class PooledAnswer:
             if self.complete:
                 return b""
             await self._wait()
-        data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
-        self.chunks.clear()
-        self.size = 0
+        if len(self.chunks) == 1 or len(self.chunks[0]) > LARGE:
+            data = self.chunks.pop(0)
+        else:
+            data = b"".join(self.chunks)
+            self.chunks.clear()
+        self.size -= len(data)
         if self._connection is not None:
             self._connection.go_on()
         return data
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has been read."""
+        return self.complete and not self.chunks
 
     async def close(self) -> None:
         """Give the connection back, or close it if the exchange has not come to its end."""

@@ -59,7 +59,7 @@ class Downstream:
         send = self._send
         await self._begin(answer.status, inbound(answer.headers) + _ids(exchange))
         while chunk := await answer.read():
-            if answer.complete:
+            if answer.ended:
                 break
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": chunk, "more_body": False})

@@ -65,13 +65,15 @@ class Call:
 class Answer(Protocol):
     """The upstream's response as it streams.
 
-    `complete` turns true when its last byte is here, be it read already or not. Whoever opened it closes it, whatever
-    happened.
+    `ended` is true when all of it has been read, if that is known before the empty read. Whoever opened it closes it,
+    whatever happened.
     """
 
     status: int
     headers: Pairs
-    complete: bool
+
+    @property
+    def ended(self) -> bool: ...
 
     async def read(self) -> bytes:
         """Return the bytes that are here, or wait for some; b"" at the end. Raises what the transport raises."""

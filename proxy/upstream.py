@@ -180,9 +180,13 @@ class HttpxAnswer:
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.headers: Pairs = [(name.lower(), value) for name, value in response.headers.raw]
-        self.complete = False  # known only from the empty read at the end
         self._stream = cast(httpx.AsyncByteStream, response.stream)
         self._chunks = aiter(self._stream)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has been read; that is known only from the empty read at the end."""
+        return False
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end."""

@@ -449,7 +449,7 @@ def test_keys_do_not_show_in_repr(settings_of: SettingsOf) -> None:
 def lines_of_the_example() -> list[tuple[str, re.Match[str]]]:
     """Each setting of `.env.example`, with the line before it."""
     lines = EXAMPLE.read_text().splitlines()
-    found = [(before, re.fullmatch(r"(# )?([A-Z][A-Z_]+)=(.*)", line)) for before, line in itertools.pairwise(lines)]
+    found = [(before, re.fullmatch(r"(# )?([A-Z][A-Z0-9_]+)=(.*)", line)) for before, line in itertools.pairwise(lines)]
     return [(before, line) for before, line in found if line]
 
 
