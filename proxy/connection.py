@@ -16,7 +16,7 @@ import httptools
 import httpx
 
 from proxy.errors import Pairs
-from proxy.exchange import Body, Timeouts
+from proxy.exchange import Body, Sink, Timeouts
 from proxy.headers import LOWER_CASE
 
 LARGE = 16 * 1024  # bytes of a piece that is not worth joining to others
@@ -36,11 +36,25 @@ class Home(Protocol):
 class PooledAnswer:
     """An answer as it streams. `complete` turns true when its last byte is here, be it read already or not."""
 
-    __slots__ = ("_connection", "_waiter", "chunks", "complete", "headers", "problem", "size", "status", "timeout")
+    __slots__ = (
+        "_connection",
+        "_full",
+        "_sink",
+        "_waiter",
+        "chunks",
+        "complete",
+        "headers",
+        "problem",
+        "size",
+        "status",
+        "timeout",
+    )
 
     def __init__(self, connection: "Connection", timeout: float | None) -> None:
         self._connection: Connection | None = connection
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None  # while a piece can go straight into it
+        self._full = False  # whether it took the last one and has no room for more
         self.timeout = timeout
         self.status = 0  # none yet
         self.headers: Pairs = []
@@ -70,6 +84,9 @@ class PooledAnswer:
             if self.complete:
                 return b""
             await self._wait()
+        return self._next()
+
+    def _next(self) -> bytes:
         if len(self.chunks) == 1 or len(self.chunks[0]) > LARGE:
             data = self.chunks.pop(0)
         else:
@@ -80,10 +97,45 @@ class PooledAnswer:
             self._connection.go_on()
         return data
 
-    @property
-    def ended(self) -> bool:
-        """Whether all of it has been read."""
-        return self.complete and not self.chunks
+    async def pour(self, sink: Sink) -> None:
+        """Push each piece into the sink the moment that it comes, until the last byte is here.
+
+        While the sink has room and nothing else happens, nobody is woken: `arrived` pushes by itself. Raises what
+        `read` raises.
+        """
+        try:
+            while not self.complete:
+                if self.chunks:
+                    if not sink.push(self._next()):
+                        await sink.drain()
+                elif self.problem is not None:
+                    raise self.problem
+                else:
+                    self._sink = sink
+                    await self._wait()
+                    self._sink = None
+                    if self._full:
+                        self._full = False
+                        await sink.drain()
+        finally:
+            self._sink = None
+
+    def take(self) -> bytes:
+        """Return what is here and has not been read."""
+        data = b"".join(self.chunks)
+        self.chunks.clear()
+        return data
+
+    def arrived(self) -> None:
+        """Pass on what came, or let whoever waits do so."""
+        if self._sink is not None and self.chunks and not self.complete:
+            if self._sink.push(self._next()):
+                self._connection.expect(self.timeout)  # type: ignore[union-attr]  # it is there until the end
+                if not self.chunks:
+                    return
+            else:
+                self._sink, self._full = None, True
+        self.wake()
 
     async def close(self) -> None:
         """Give the connection back, or close it if the exchange has not come to its end."""
@@ -247,7 +299,7 @@ class Connection(asyncio.Protocol):
         self._parser_behind = True
         answer.complete = not self._left
         self._take(answer, data)
-        answer.wake()
+        answer.arrived()
 
     async def _drain(self, within: float | None) -> None:
         self._drained = self.loop.create_future()
@@ -306,7 +358,7 @@ class Connection(asyncio.Protocol):
                 self._break(httpx.RemoteProtocolError("The head is too large, or what follows the body"))
                 return
         if answer.status:
-            answer.wake()
+            answer.arrived()
 
     def eof_received(self) -> None:
         """Take no further call, and let an answer without a length end well (RFC 9112 6.3, 9.8).

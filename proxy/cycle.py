@@ -27,6 +27,7 @@ class Line(Protocol):
     """The connection, as far as one of its cycles knows it."""
 
     loop: asyncio.AbstractEventLoop
+    writable: bool
 
     def write(self, *pieces: bytes) -> None: ...
     async def drain(self) -> None: ...
@@ -48,14 +49,15 @@ class Cycle:
         "_bodiless",
         "_chunked",
         "_chunks",
+        "_chunks_allowed",
         "_complete",
         "_expects_100",
         "_gone",
         "_left",
         "_line",
         "_more",
-        "_scope",
         "_size",
+        "_to_head",
         "_waiter",
         "last",
         "started",
@@ -67,7 +69,8 @@ class Cycle:
         self.started = False
         self.until_close = False
         self._line = line
-        self._scope = scope
+        self._to_head = scope["method"] == "HEAD"
+        self._chunks_allowed = scope["http_version"] == "1.1"
         self._expects_100 = b"expect" in scope["fields"] and scope["http_version"] == "1.1"
         self._chunks: list[bytes] = []
         self._size = 0
@@ -79,10 +82,10 @@ class Cycle:
         self._bodiless = self._chunked = False
         self._left = 0  # bytes of the body that Content-Length still promises
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application; what it leaves unfinished is left torn."""
         try:
-            await app(self._scope, self.receive, self.send)
+            await app(scope, self.receive, self.send)
         except Exception:
             log.exception("the application broke")
         finally:
@@ -106,6 +109,16 @@ class Cycle:
         self._line.resume_reading()
         return {"type": "http.request", "body": body, "more_body": self._more}
 
+    def push(self, piece: bytes) -> bool:
+        """Send a piece of the body; return whether the client reads fast enough for another. Silent once it is gone."""
+        if piece and not (self._gone or self._bodiless):
+            self._write(piece)
+        return self._line.writable
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough."""
+        await self._line.drain()
+
     async def send(self, message: Message) -> None:
         """Send the head or a piece of the body, and wait while the client reads too slowly. Silent once it is gone."""
         if self._gone:
@@ -114,7 +127,8 @@ class Cycle:
             self._begin(message["status"], message["headers"])
         else:
             self._go_on(message.get("body", b""), more=message.get("more_body", False))
-        await self._line.drain()
+        if not self._line.writable:
+            await self._line.drain()
 
     def hear(self, data: bytes) -> None:
         """Take a piece of the body; one that comes after the answer's end is dropped."""
@@ -142,11 +156,11 @@ class Cycle:
 
     def _begin(self, status: int, headers: Pairs) -> None:
         lines = [STATUS_LINES[status], *map(COLON.join, headers)]
-        if self._scope["method"] == "HEAD" or status in NO_BODY:
+        if self._to_head or status in NO_BODY:
             self._bodiless = True
         elif (length := first(headers, b"content-length")) is not None:
             self._left = int(length)
-        elif self._scope["http_version"] == "1.1":
+        elif self._chunks_allowed:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked")
         else:

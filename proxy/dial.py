@@ -27,7 +27,10 @@ async def dial(
             factory, sock=sock, ssl=tls, server_hostname=host.strip("[]") if tls else None
         )
     except BaseException:
-        sock.close()
+        # By now the loop has closed the socket, or is about to. Where TLS is reset before it has begun, uvloop does not
+        # tell the object, which would close that number once more: by then it may be another connection's.
+        if not isinstance(loop, asyncio.BaseEventLoop):
+            sock.detach()
         raise
     return protocol
 
@@ -106,7 +109,7 @@ class Resuming(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """Return the TLS of a new connection. Only for that very host's name: its certificate is not looked at again."""
+        """Return the TLS of a new connection. A session goes to the very name that its certificate was checked for."""
         if (last := self._newest.get(server_hostname)) is not None:
             newest, session = last
             had = newest.session

@@ -1,9 +1,10 @@
 """The client's bank: the one file that speaks ASGI HTTP messages for an exchange.
 
 `send()` after a hang-up returns in silence; an application that returns without its last message has its answer torn
-(see `cycle`). Three things more than ASGI come in the scope from our own server (see `protocol`): `target`, the request
-target as it came; `fields`, its header values by name; and `line`, the connection, which knows whether the client is
-gone. A hang-up cancels the task that runs the exchange.
+(see `cycle`). Four things more than ASGI come in the scope from our own server (see `protocol`): `target`, the request
+target as it came; `fields`, its header values by name; `line`, the connection, which knows whether the client is gone;
+and `sink`, which takes pieces of a body without a task being woken for each. A hang-up cancels the task that runs the
+exchange.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import Protocol, cast
 from starlette.types import Receive, Scope, Send
 
 from proxy.errors import DownstreamClosed, Failure, Fields, Pairs
-from proxy.exchange import Answer, Exchange
+from proxy.exchange import Answer, Exchange, Sink
 from proxy.headers import inbound
 
 
@@ -29,6 +30,7 @@ class Downstream:
         self._scope = scope
         self._send = send
         self._line: Line = scope["line"]
+        self._sink: Sink = scope["sink"]
         self.method: str = scope["method"]
         self.headers: Pairs = scope["headers"]  # names in lower case
         self.fields: Fields = scope["fields"]
@@ -53,16 +55,13 @@ class Downstream:
         return self._line.gone
 
     async def relay(self, exchange: Exchange, answer: Answer) -> None:
-        """Pass on the answer: its head, then what comes as it comes. Waiting for `send` is the backpressure."""
+        """Pass on the answer: its head, then what comes as it comes, then what came with its end."""
         if self.upload is not None:
             self.upload.drop()  # an answer that comes before the upload's end ends it
-        send = self._send
         await self._begin(answer.status, inbound(answer.headers) + _ids(exchange))
-        while chunk := await answer.read():
-            if answer.ended:
-                break
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": chunk, "more_body": False})
+        if not answer.complete:
+            await answer.pour(self._sink)
+        await self._send({"type": "http.response.body", "body": answer.take(), "more_body": False})
 
     async def refuse(self, exchange: Exchange, failure: Failure) -> None:
         """Answer with a failure, or, once the head has gone, leave the answer torn: never finish what broke."""

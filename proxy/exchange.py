@@ -62,21 +62,31 @@ class Call:
     body: Body | None
 
 
-class Answer(Protocol):
-    """The upstream's response as it streams.
+class Sink(Protocol):
+    """Where the pieces of an answer go."""
 
-    `ended` is true when all of it has been read, if that is known before the empty read. Whoever opened it closes it,
-    whatever happened.
+    def push(self, piece: bytes) -> bool:
+        """Take a piece; return False if no more should come before `drain` returns."""
+
+    async def drain(self) -> None:
+        """Wait until there is room again."""
+
+
+class Answer(Protocol):
+    """The upstream's response as it streams. Whoever opened it closes it, whatever happened.
+
+    `complete` turns true when its last byte is here. Reading raises what the transport raises.
     """
 
     status: int
     headers: Pairs
+    complete: bool
 
-    @property
-    def ended(self) -> bool: ...
+    async def pour(self, sink: Sink) -> None:
+        """Push each piece into the sink the moment that it comes, until the last byte is here."""
 
-    async def read(self) -> bytes:
-        """Return the bytes that are here, or wait for some; b"" at the end. Raises what the transport raises."""
+    def take(self) -> bytes:
+        """Return what is here and has not gone into a sink."""
 
     async def close(self) -> None:
         """Give the connection back, or close it where the answer was not heard to its end."""

@@ -99,11 +99,10 @@ class Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        closing = set(self._open)
-        for connection in closing:
+        for connection in list(self._open):
             connection.abort()
-        while closing & self._open:
-            await asyncio.sleep(0)  # until the transports have told their protocols: one turn, with TLS two
+        for _ in range(3):  # turns of the loop, until transports, and TLS between, have told the connections
+            await asyncio.sleep(0)
 
     async def _take(self, timeouts: Timeouts, *, fresh: bool = False) -> tuple[Connection, bool]:
         """Return a connection, and whether it was used before; where there is room for a `fresh` one, that if asked."""

@@ -63,10 +63,11 @@ class HttpProtocol(asyncio.Protocol):
         self._stopping = False
         self._upgrading = False
         self._reading_paused = False
-        self._writable: asyncio.Future[None] | None = None  # there while the client reads too slowly
+        self.writable = True  # whether the client reads fast enough
+        self._drained: asyncio.Future[None] | None = None  # there while it does not
         self._current: Cycle | None = None  # whose answer is under way
         self._latest: Cycle | None = None  # whose body is being read
-        self._waiting: deque[Cycle] = deque()  # whose heads came while another answer was under way
+        self._waiting: deque[tuple[Cycle, Scope]] = deque()  # whose heads came while another answer was under way
         self._deadline: float | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._parser = new_parser(self)
@@ -120,14 +121,16 @@ class HttpProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Let the answer wait: the client reads more slowly than the upstream writes."""
-        self._writable = self.loop.create_future()
+        self.writable = False
+        self._drained = self.loop.create_future()
 
     def resume_writing(self) -> None:
         """Let the answer go on."""
-        if self._writable is not None:
-            if not self._writable.done():
-                self._writable.set_result(None)
-            self._writable = None
+        self.writable = True
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None
 
     # What uvicorn's server calls
 
@@ -189,11 +192,11 @@ class HttpProtocol(asyncio.Protocol):
         }
         last = version == "1.0" or not self._parser.should_keep_alive()
         self._left = int(fields.get(b"content-length", 0))
-        self._latest = cycle = Cycle(self, scope, last=last)
+        self._latest = scope["sink"] = cycle = Cycle(self, scope, last=last)
         if self._current is None:
-            self._start(cycle)
+            self._start(cycle, scope)
         else:
-            self._waiting.append(cycle)
+            self._waiting.append((cycle, scope))
             self.pause_reading()
 
     def on_body(self, data: bytes) -> None:
@@ -217,8 +220,8 @@ class HttpProtocol(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until the client has read enough."""
-        if self._writable is not None:
-            await self._writable
+        if self._drained is not None:
+            await self._drained
 
     def pause_reading(self) -> None:
         """Let the client wait."""
@@ -243,7 +246,7 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.close()
             return
         if self._waiting:
-            self._start(self._waiting.popleft())
+            self._start(*self._waiting.popleft())
         elif not self._in_head:
             self._expect_within(self._keep_alive_timeout)
         self.resume_reading()
@@ -261,9 +264,9 @@ class HttpProtocol(asyncio.Protocol):
 
     # Its own
 
-    def _start(self, cycle: Cycle) -> None:
+    def _start(self, cycle: Cycle, scope: Scope) -> None:
         self._current = cycle
-        self._task = task = self.loop.create_task(cycle.run(self._app))
+        self._task = task = self.loop.create_task(cycle.run(self._app, scope))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 

@@ -7,6 +7,7 @@ from typing import TypedDict, Unpack, cast
 import httpx
 
 from proxy.connection import PooledAnswer
+from proxy.dial import Resuming
 from proxy.exchange import Timeouts
 from proxy.pool import Pool
 
@@ -47,7 +48,7 @@ class RelayTransport(httpx.AsyncBaseTransport):
     def _pool(self, url: httpx.URL) -> Pool:
         origin = (url.scheme, url.host, url.port)
         if origin not in self._pools:
-            tls = (self._tls or ssl.create_default_context()) if url.scheme == "https" else None
+            tls = (self._tls or Resuming.of(ssl.create_default_context())) if url.scheme == "https" else None
             host = url.raw_host.decode("ascii")  # a name in other letters as it goes on the wire
             self._pools[origin] = Pool(host, url.port or (443 if tls else 80), tls=tls, **self._limits)
         return self._pools[origin]

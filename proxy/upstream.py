@@ -15,8 +15,9 @@ from typing import Protocol, cast
 
 import httpx
 
+from proxy.dial import Resuming
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
-from proxy.exchange import Answer, Body, Call, Timeouts
+from proxy.exchange import Answer, Body, Call, Sink, Timeouts
 from proxy.pool import Pool
 from proxy.settings import Settings
 from proxy.values import Target
@@ -124,7 +125,7 @@ def trust(target: Target) -> ssl.SSLContext:
     context = httpx.create_ssl_context()
     if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
         context.load_default_certs()
-    return context
+    return Resuming.of(context)
 
 
 class ThroughHttpx:
@@ -180,19 +181,17 @@ class HttpxAnswer:
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.headers: Pairs = [(name.lower(), value) for name, value in response.headers.raw]
+        self.complete = False  # known only when nothing more comes
         self._stream = cast(httpx.AsyncByteStream, response.stream)
-        self._chunks = aiter(self._stream)
 
-    @property
-    def ended(self) -> bool:
-        """Whether all of it has been read; that is known only from the empty read at the end."""
-        return False
+    async def pour(self, sink: Sink) -> None:
+        """Push each piece into the sink as it comes."""
+        async for piece in self._stream:
+            if not sink.push(piece):
+                await sink.drain()
 
-    async def read(self) -> bytes:
-        """Return the next bytes, b"" at the end."""
-        async for chunk in self._chunks:
-            if chunk:
-                return chunk
+    def take(self) -> bytes:
+        """Return nothing: all has gone into the sink."""
         return b""
 
     async def close(self) -> None:

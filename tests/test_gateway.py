@@ -45,6 +45,7 @@ async def ask(app: object, headers: Pairs | None = None) -> list[Message]:
         "headers": headers or [],
         "fields": dict(headers or []),
         "line": Present(),
+        "sink": Gathered(sent),
         "client": None,
     }
 
@@ -115,3 +116,17 @@ class Present:
     """The line of a client that is there."""
 
     gone = False
+
+
+class Gathered:
+    """A sink that notes what is pushed as if it had been sent."""
+
+    def __init__(self, sent: list[Message]) -> None:
+        self._sent = sent
+
+    def push(self, piece: bytes) -> bool:
+        self._sent.append({"type": "http.response.body", "body": piece, "more_body": True})
+        return False
+
+    async def drain(self) -> None:
+        """Return at once."""
