@@ -1,0 +1,3 @@
+module oxy/bench
+
+go 1.27
