@@ -587,3 +587,20 @@ async def test_moderations_find_no_fault(demo: Client) -> None:
     answer = await demo.ask("moderations", input=["one", "two"])
     assert answer["model"] == "omni-moderation-latest"
     assert [result["flagged"] for result in answer["results"]] == [False, False]
+
+
+async def test_a_client_that_hangs_up_in_its_upload_is_no_error() -> None:
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        raise AssertionError(f"nobody is left to hear {message}")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/files",
+        "query_string": b"",
+        "headers": [(b"authorization", b"Bearer " + UPSTREAM_KEY.encode()), (b"content-length", b"9")],
+    }
+    await create_demo(pace=0)(scope, receive, send)

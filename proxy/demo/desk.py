@@ -4,12 +4,13 @@ import json
 import re
 import time
 from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -185,7 +186,8 @@ class Doorman:
 
         shown = {pair for pair in scope["headers"] if pair[0] in (b"authorization", b"api-key")}
         app = self._app if shown and shown <= CREDENTIALS else self._turn_away
-        await app(scope, bounded, signed)
+        with suppress(ClientDisconnect):  # whoever is gone wants no answer
+            await app(scope, bounded, signed)
 
     async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = (
