@@ -1,12 +1,15 @@
 """One request and its answer on a client's connection, in ASGI's messages, framed by RFC 9112.
 
-An application that leaves its answer unfinished has it torn, so that no client takes a part for the whole.
+An application that leaves its answer unfinished has it torn, so that no client takes a part for the whole. `Farewell`
+is the end of a connection on which there is still something to say or to hear.
 """
 
 import asyncio
 import http
 import logging
-from typing import Protocol
+import socket
+import struct
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -16,9 +19,12 @@ from proxy.headers import first
 HIGH_WATER = 64 * 1024  # bytes of an upload that wait for the upstream before the client is no longer read
 NO_BODY = frozenset((204, 304))  # RFC 9112 6.3; the answer to a HEAD comes on top
 PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
-STATUS_LINES = {status: b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, "").encode()) for status in range(100, 600)}
+STATUS_LINES = {status: b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, "").encode()) for status in range(200, 1000)}
 COLON = b": "
-END_OF_HEAD = (b"", b"")
+END_OF_HEAD = b"\r\n\r\n"
+END_OF_ALL = b"\r\nconnection: close\r\n\r\n"
+STALL = 60.0  # seconds in which a client has to read something of what is left to say on a connection that is to close
+LINGER = 2.0  # seconds for it to hang up then
 
 log = logging.getLogger("oxy")
 
@@ -41,7 +47,8 @@ class Line(Protocol):
 class Cycle:
     """One request and its answer. `last` says that no other follows on this connection.
 
-    `started` turns true with the answer's head; `until_close` where nothing but the connection's end will end it.
+    `more` is true until the request is whole, `dropped` once something of it has come to nobody. `started` turns true
+    with the answer's head; `until_close` where nothing but the connection's end will end it.
     """
 
     __slots__ = (
@@ -50,22 +57,24 @@ class Cycle:
         "_chunked",
         "_chunks",
         "_chunks_allowed",
-        "_complete",
         "_expects_100",
-        "_gone",
         "_left",
         "_line",
-        "_more",
+        "_over",
         "_size",
         "_to_head",
         "_waiter",
+        "dropped",
         "last",
+        "more",
         "started",
         "until_close",
     )
 
     def __init__(self, line: Line, scope: Scope, *, last: bool) -> None:
         self.last = last
+        self.more = True
+        self.dropped = False
         self.started = False
         self.until_close = False
         self._line = line
@@ -74,13 +83,11 @@ class Cycle:
         self._expects_100 = b"expect" in scope["fields"] and scope["http_version"] == "1.1"
         self._chunks: list[bytes] = []
         self._size = 0
-        self._more = True
         self._app_told = False  # that the request has ended
         self._waiter: asyncio.Future[None] | None = None
-        self._gone = False
-        self._complete = False
+        self._over = False  # the answer is complete, or the client is gone
         self._bodiless = self._chunked = False
-        self._left = 0  # bytes of the body that Content-Length still promises
+        self._left = -1  # bytes of the body that Content-Length still promises; before the head none are in order
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application; what it leaves unfinished is left torn."""
@@ -89,29 +96,30 @@ class Cycle:
         except Exception:
             log.exception("the application broke")
         finally:
-            if not (self._complete or self._gone):
+            if not self._over:
                 self._line.tear(self)
 
     async def receive(self) -> Message:
         """Return the next piece of the body, then wait for the client to hang up."""
-        if self._expects_100 and self._more and not self._chunks:
-            self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._expects_100 = False
-        while not (self._chunks or self._gone or self._complete) and (self._more or self._app_told):
+        if self._expects_100:
+            self._expects_100 = False
+            if self.more and not self._chunks and not self._over:
+                self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self._chunks or self._over) and (self.more or self._app_told):
             self._waiter = self._line.loop.create_future()
             await self._waiter
-        if self._gone or self._complete:
+        if self._over:
             return {"type": "http.disconnect"}
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._size = 0
-        self._app_told = not self._more
+        self._app_told = not self.more
         self._line.resume_reading()
-        return {"type": "http.request", "body": body, "more_body": self._more}
+        return {"type": "http.request", "body": body, "more_body": self.more}
 
     def push(self, piece: bytes) -> bool:
-        """Send a piece of the body; return whether the client reads fast enough for another. Silent once it is gone."""
-        if piece and not (self._gone or self._bodiless):
+        """Send a piece of the body; return whether the client reads fast enough for more. Silent once all is over."""
+        if piece and not (self._over or self._bodiless):
             self._write(piece)
         return self._line.writable
 
@@ -120,19 +128,20 @@ class Cycle:
         await self._line.drain()
 
     async def send(self, message: Message) -> None:
-        """Send the head or a piece of the body, and wait while the client reads too slowly. Silent once it is gone."""
-        if self._gone:
+        """Send the head or a piece of the body, and wait while the client reads too slowly. Silent once all is over."""
+        if self._over:
             return
         if message["type"] == "http.response.start":
             self._begin(message["status"], message["headers"])
         else:
             self._go_on(message.get("body", b""), more=message.get("more_body", False))
-        if not self._line.writable:
+        if not (self._line.writable or self._over):
             await self._line.drain()
 
     def hear(self, data: bytes) -> None:
         """Take a piece of the body; one that comes after the answer's end is dropped."""
-        if self._complete:
+        if self._over:
+            self.dropped = True
             return
         self._chunks.append(data)
         self._size += len(data)
@@ -142,12 +151,12 @@ class Cycle:
 
     def hear_end(self) -> None:
         """Take it that the request is whole."""
-        self._more = False
+        self.more = False
         self._wake()
 
     def disconnect(self) -> None:
         """Take it that the client is gone."""
-        self._gone = True
+        self._over = True
         self._wake()
 
     def _wake(self) -> None:
@@ -156,23 +165,25 @@ class Cycle:
 
     def _begin(self, status: int, headers: Pairs) -> None:
         lines = [STATUS_LINES[status], *map(COLON.join, headers)]
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines):
+            raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
+        framing = b""
+        self._left = 0
         if self._to_head or status in NO_BODY:
             self._bodiless = True
         elif (length := first(headers, b"content-length")) is not None:
             self._left = int(length)
         elif self._chunks_allowed:
             self._chunked = True
-            lines.append(b"transfer-encoding: chunked")
+            framing = b"\r\ntransfer-encoding: chunked"
         else:
             self.until_close = self.last = True
-        if not self._line.keeps(self):
-            lines.append(b"connection: close")
-        lines += END_OF_HEAD
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines):
-            raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
+        if self._expects_100:  # nobody asked for the body: it may come all the same, or not (RFC 9110 10.1.1)
+            self._expects_100 = False
+            self.last = self.last or self.more
         self.started = True
-        self._line.write(head)
+        self._line.write(head + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL))
 
     def _go_on(self, body: bytes, *, more: bool) -> None:
         if body and not self._bodiless:
@@ -182,8 +193,8 @@ class Cycle:
         if self._chunked:
             self._line.write(b"0\r\n\r\n")
         elif self._left:
-            raise ValueError("the body is shorter than Content-Length")
-        self._complete = True
+            raise ValueError("the body is shorter than Content-Length, or comes before the head")
+        self._over = True
         self._wake()
         self._line.finish(self)
 
@@ -194,5 +205,52 @@ class Cycle:
         if not self.until_close:
             self._left -= len(body)
             if self._left < 0:
-                raise ValueError("the body is longer than Content-Length")
+                raise ValueError("the body is longer than Content-Length, or comes before the head")
         self._line.write(body)
+
+
+class Farewell(asyncio.Protocol):
+    """What is left of a connection that is to close: what is still to be said goes out, what still comes is dropped.
+
+    To close with something unread would reset the connection, and take what was said last from a client that has not
+    read it yet (RFC 9112 9.6). `connections` is where a server looks for those it has to shut down.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._connections = connections
+        connections.add(self)
+        transport.set_protocol(self)
+        transport.resume_reading()
+        if transport.can_write_eof():  # TLS has no such thing
+            transport.write_eof()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._alarm.cancel()
+        self._connections.discard(self)
+
+    def shutdown(self) -> None:
+        """Let it be: it ends by itself."""
+
+    def _wait(self) -> None:
+        self._unsent = self._transport.get_write_buffer_size()
+        self._alarm = self._loop.call_later(STALL if self._unsent else LINGER, self._ring)
+
+    def _ring(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._wait()
+        elif unsent:
+            reset(self._transport)
+        else:
+            self._transport.close()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Break a connection, so that nobody takes its end for the end of what was said."""
+    sock: socket.socket = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

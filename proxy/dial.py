@@ -112,7 +112,7 @@ class Resuming(ssl.SSLContext):
         """Return the TLS of a new connection. A session goes to the very name that its certificate was checked for."""
         if (last := self._newest.get(server_hostname)) is not None:
             newest, session = last
-            had = newest.session
+            had = newest.session if newest.version() else None  # in a handshake it cannot be asked for
             if had is not None and (had.has_ticket or had.id):
                 session = had
         made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)

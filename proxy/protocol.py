@@ -7,12 +7,11 @@ puts two things into the scope: `target`, the request target as it came, and `li
 - framing by RFC 9112: trailers do not become fields, an upgrade that is not taken costs nobody the body (Kludex/uvicorn
   #2722), a client of HTTP/1.0 hears no chunks, codings other than chunked are refused, a 304 keeps its length;
 - malformed requests get the proxy's JSON error; target and fields are bounded; a head has to come within a time;
-- an answer that broke never looks whole, not even where only the end of the connection tells the end of the answer.
+- what came before something malformed is answered first; an answer that broke never looks whole, not even where only
+  the end of the connection tells the end of the answer; a client that is still sending gets to read what it was told.
 """
 
 import asyncio
-import socket
-import struct
 from collections import deque
 from typing import Any, cast
 from urllib.parse import unquote
@@ -22,7 +21,7 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from proxy.cycle import STATUS_LINES, Cycle
+from proxy.cycle import STATUS_LINES, Cycle, Farewell, reset
 from proxy.errors import (
     BadRequest,
     Failure,
@@ -32,6 +31,7 @@ from proxy.errors import (
     Pairs,
     RequestTimeout,
     TargetTooLong,
+    Unforeseen,
 )
 from proxy.exchange import new_id
 from proxy.headers import LOWER_CASE
@@ -39,6 +39,7 @@ from proxy.headers import LOWER_CASE
 MAX_TARGET = 32 * 1024
 MAX_HEAD = 64 * 1024  # bytes of all fields together
 MAX_FIELDS = 200
+MAX_WAITING = 100  # requests that a client may send ahead
 UNIQUE = (b"host", b"transfer-encoding")
 HEAD_TIMEOUT = 30.0  # seconds for a head to come
 ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -64,7 +65,7 @@ class HttpProtocol(asyncio.Protocol):
         self._upgrading = False
         self._reading_paused = False
         self.writable = True  # whether the client reads fast enough
-        self._drained: asyncio.Future[None] | None = None  # there while it does not
+        self._drained: asyncio.Future[None] | None = None  # there while an answer waits for that
         self._current: Cycle | None = None  # whose answer is under way
         self._latest: Cycle | None = None  # whose body is being read
         self._waiting: deque[tuple[Cycle, Scope]] = deque()  # whose heads came while another answer was under way
@@ -75,6 +76,7 @@ class HttpProtocol(asyncio.Protocol):
         self._undone = 0  # bytes that the parser keeps: of a head, a chunk's size, a trailer
         self._left = 0  # bytes of a body of known length that are still to come
         self._deaf = False  # what comes from here on is dropped
+        self._refusal: Failure | None = None  # what is said once those before are answered
 
     # What asyncio calls
 
@@ -95,15 +97,27 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._undone += len(data)
         self._large = self._undone > MAX_TARGET
+        rest: memoryview | None = None
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as stopped:
-            self.data_received(self._without_upgrade() + data[stopped.args[0] :])
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:
+                rest = memoryview(data)[stopped.args[0] :]
+            while rest is not None:
+                rest = self._feed_plainly(rest)
         except httptools.HttpParserError as problem:
             failure = problem.__context__
-            self._refuse(failure if isinstance(failure, Failure) else BadRequest("This is not valid HTTP"))
+            self._fail(failure if isinstance(failure, Failure) else BadRequest("This is not valid HTTP"))
+            return
         if self._undone or self._in_head:
             self._bound_undone()
+
+    def eof_received(self) -> None:
+        """Take it that the client is gone, although it might still read."""
+        if self._current is not None and self._current.started:
+            self.tear(self._current)
+        else:
+            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the exchange that is under way; those that wait never begin."""
@@ -122,15 +136,12 @@ class HttpProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Let the answer wait: the client reads more slowly than the upstream writes."""
         self.writable = False
-        self._drained = self.loop.create_future()
 
     def resume_writing(self) -> None:
         """Let the answer go on."""
         self.writable = True
-        if self._drained is not None:
-            if not self._drained.done():
-                self._drained.set_result(None)
-            self._drained = None
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
 
     # What uvicorn's server calls
 
@@ -138,7 +149,7 @@ class HttpProtocol(asyncio.Protocol):
         """Close, at once or after the answer that is under way."""
         self._stopping = True
         if self._current is None:
-            self._transport.close()
+            self._close()
 
     # What the parser calls
 
@@ -195,9 +206,11 @@ class HttpProtocol(asyncio.Protocol):
         self._latest = scope["sink"] = cycle = Cycle(self, scope, last=last)
         if self._current is None:
             self._start(cycle, scope)
-        else:
+        elif len(self._waiting) < MAX_WAITING:
             self._waiting.append((cycle, scope))
             self.pause_reading()
+        else:
+            self._waiting[-1][0].last = True  # what follows it has to be asked for again (RFC 9112 9.3.2)
 
     def on_body(self, data: bytes) -> None:
         """Hand a piece of the body to its exchange."""
@@ -220,8 +233,11 @@ class HttpProtocol(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until the client has read enough."""
-        if self._drained is not None:
-            await self._drained
+        if self.writable:
+            return
+        if self._drained is None or self._drained.done():
+            self._drained = self.loop.create_future()
+        await self._drained
 
     def pause_reading(self) -> None:
         """Let the client wait."""
@@ -243,24 +259,19 @@ class HttpProtocol(asyncio.Protocol):
         """Go on to the next exchange, or close behind the last."""
         self._current = None
         if not self.keeps(cycle):
-            self._transport.close()
-            return
-        if self._waiting:
+            self._close()
+        elif self._waiting:
             self._start(*self._waiting.popleft())
-        elif not self._in_head:
-            self._expect_within(self._keep_alive_timeout)
-        self.resume_reading()
+            self.resume_reading()
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
+        else:
+            self._expect_within(HEAD_TIMEOUT if self._in_head else self._keep_alive_timeout)
+            self.resume_reading()
 
     def tear(self, cycle: Cycle) -> None:
-        """End an answer so that its client sees that it is not whole (RFC 9112 8)."""
-        self._current = None
-        if not cycle.until_close:
-            self._transport.close()
-            return
-        # The end of the connection would be taken for the end of the answer: it is reset instead.
-        sock: socket.socket = self._transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
+        """End an answer that its application left unfinished."""
+        self._break_off(cycle, Unforeseen("Something went wrong in the proxy; its log says more"))
 
     # Its own
 
@@ -284,24 +295,38 @@ class HttpProtocol(asyncio.Protocol):
             cycle.hear_end()
         return data
 
+    @property
+    def _in_body(self) -> bool:
+        return self._latest is not None and self._latest.more
+
     def _bound_undone(self) -> None:
         """Bound what comes in pieces, in size, and a head in time: HEAD_TIMEOUT from its first byte to its last."""
-        if self._undone > MAX_HEAD:
-            self._refuse(HeadTooLarge("The header fields are too large"))
+        if self._undone > MAX_TARGET + MAX_HEAD:
+            self._fail(HeadTooLarge("The header fields are too large"))
         elif self._in_head and not self._timed:
             self._timed = True
             self._expect_within(HEAD_TIMEOUT)
+
+    def _feed_plainly(self, rest: memoryview) -> memoryview | None:
+        """Parse a request that offered an upgrade without that offer, and what follows it up to the next such offer."""
+        head = self._without_upgrade()
+        self._parser.feed_data(head)
+        try:
+            self._parser.feed_data(rest)
+        except httptools.HttpParserUpgrade as stopped:
+            return rest[stopped.args[0] :]
+        return None
 
     def _without_upgrade(self) -> bytes:
         """Return the head of the request anew, less its offer to speak another protocol (RFC 9110 7.8: to be ignored).
 
         llhttp reads no body behind such an offer; a second one reads the head as the plain request that it also is.
         """
-        method = self._parser.get_method()
+        method, version = self._parser.get_method(), self._parser.get_http_version()
         self._parser, self._upgrading = new_parser(self), False
         if method == b"CONNECT":
             return b"A tunnel is nothing to relay\r\n\r\n"
-        lines = [b"%b %b HTTP/1.1" % (method, self._target)]
+        lines = [b"%b %b HTTP/%b" % (method, self._target, version.encode())]
         for name, value in self._pairs:
             if name == b"connection":
                 value = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
@@ -309,12 +334,33 @@ class HttpProtocol(asyncio.Protocol):
                 lines.append(b"%b: %b" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
 
+    def _fail(self, failure: Failure) -> None:
+        """Take nothing more from this client; what came whole before is answered first."""
+        if self._in_body:
+            if self._current is None:  # its answer has gone
+                self._close()
+                return
+            if self._current is self._latest:
+                self._break_off(self._current, failure)
+                return
+            if self._waiting and self._waiting[-1][0] is self._latest:
+                self._waiting.pop()
+        if self._current is None:
+            self._refuse(failure)
+        else:
+            self._deaf, self._refusal = True, failure
+
+    def _break_off(self, cycle: Cycle, failure: Failure) -> None:
+        """End an answer so that its client sees that it is not whole (RFC 9112 8), or say why there is none."""
+        if not cycle.started:
+            self._refuse(failure)
+        elif cycle.until_close:
+            reset(self._transport)  # its end would be taken for that of the answer
+        else:
+            self._close()
+
     def _refuse(self, failure: Failure) -> None:
-        """Answer what cannot be taken, unless an answer is under way already, and close."""
-        self._in_head = False
-        if self._current is not None and self._current.started:
-            self.tear(self._current)
-            return
+        """Answer what cannot be taken, and close."""
         request_id = new_id()
         body = failure.body(request_id=request_id, incoming_id=None)
         fields = (
@@ -324,7 +370,22 @@ class HttpProtocol(asyncio.Protocol):
             b"connection: close",
         )
         self.write(b"\r\n".join([STATUS_LINES[failure.status], *fields, b"", body]))
-        self._transport.close()
+        self._part()
+
+    def _close(self) -> None:
+        """Close, at once where nothing is left to say or to hear."""
+        if self._in_head or self._in_body or self._waiting or self._transport.get_write_buffer_size():
+            self._part()
+        else:
+            self._transport.close()
+
+    def _part(self) -> None:
+        if self._current is not None:
+            self._current.disconnect()
+        self._deadline = None
+        self._state.connections.discard(self)
+        Farewell(self._transport, self.loop, self._state.connections)
+        self.loop.call_soon(self.connection_lost, None)
 
     def _expect_within(self, seconds: float) -> None:
         """Close if nothing comes for so long. The alarm is armed anew only where it would ring too late."""
@@ -339,14 +400,17 @@ class HttpProtocol(asyncio.Protocol):
 
     def _ring(self) -> None:
         self._alarm = None
-        if self._deadline is None:
+        if self._deadline is None or self._current is not None:
             return
         if self.loop.time() < self._deadline:
             self._set_alarm(self._deadline)
         elif self._in_head:
             self._refuse(RequestTimeout("The head of the request took too long"))
+        elif self._latest is not None and self._latest.dropped:  # the rest of an upload that has its answer
+            self._latest.dropped = False
+            self._expect_within(self._keep_alive_timeout)
         else:
-            self._transport.close()
+            self._close()
 
 
 def new_parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
@@ -389,8 +453,6 @@ def measure(target: bytes, pairs: Pairs) -> None:
 
 def origin_form(target: bytes) -> bytes:
     """Return path and query of a request target as they came, whichever form it has (RFC 9112 3.2)."""
-    if not target.isascii():
-        raise BadRequest("A request target is ASCII: other characters go percent-encoded")
     if target.startswith(b"/") or target == b"*":
         return target
     _, scheme_end, rest = target.partition(b"://")

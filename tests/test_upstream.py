@@ -13,6 +13,8 @@ from proxy.upstream import TRANSLATION, translated, trust
 from proxy.values import target as read_target
 from tests.conftest import Start
 from tests.peers import Upstream, answer, request
+from tests.test_connection import OK
+from tests.test_dial import Authority, Secure, found
 
 
 def every_kind(base: type[httpx.TransportError]) -> list[type[httpx.TransportError]]:
@@ -146,6 +148,38 @@ def test_public_authorities_are_trusted_unless_the_operator_names_others(
     found = context.cert_store_stats()["x509_ca"]
     assert found > 100 if name is None else found <= 1
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return found(tmp_path_factory.mktemp("authority"))
+
+
+async def test_a_target_with_tls_is_believed_if_a_named_authority_vouches_for_its_name(
+    start: Start, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    async with Secure(authority.context()).listening() as secure:
+        async with start(OXY_TARGET=f"https://localhost:{secure.port}") as proxy:
+            client = await proxy.connect()
+            for said in (OK + b"Connection: close\r\nContent-Length: 4\r\n\r\nfrom", answer(body=b"afar")):
+                secure.said = said
+                await client.say(request("POST", body=b"{}"))
+                assert (await client.hear()).body in (b"from", b"afar")
+        assert secure.names == ["localhost", "localhost"]
+        assert secure.resumed == [False, True]
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["an unknown authority", "another name"])
+async def test_a_target_with_tls_that_nobody_vouches_for_is_a_502(
+    start: Start, authority: Authority, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    if known:
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    async with Secure(authority.context()).listening("127.0.0.1" if not known else "127.0.0.2") as secure:
+        status, error = await ask(start, OXY_TARGET=f"https://{secure.host}:{secure.port}")
+    assert (status, error["code"]) == (502, "OPENAI_PROXY_TRANSPORT")
+    assert secure.peers.empty()
 
 
 def test_a_target_without_tls_trusts_nobody() -> None:
