@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Scope
 from proxy.errors import Pairs
 from proxy.headers import first
 
+SMALL = 4 * 1024  # bytes that are copied sooner than handed on in three pieces
 HIGH_WATER = 64 * 1024  # bytes of an upload that wait for the upstream before the client is no longer read
 NO_BODY = frozenset((204, 304))  # RFC 9112 6.3; the answer to a HEAD comes on top
 PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
@@ -200,7 +201,10 @@ class Cycle:
 
     def _write(self, body: bytes) -> None:
         if self._chunked:
-            self._line.write(b"%x\r\n" % len(body), body, b"\r\n")
+            if len(body) < SMALL:
+                self._line.write(b"%x\r\n%b\r\n" % (len(body), body))
+            else:
+                self._line.write(b"%x\r\n" % len(body), body, b"\r\n")
             return
         if not self.until_close:
             self._left -= len(body)

@@ -10,7 +10,8 @@ from collections import OrderedDict
 
 import httpx
 
-from proxy.connection import Connection, PooledAnswer
+from proxy.answer import PooledAnswer
+from proxy.connection import Connection
 from proxy.dial import dial
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts

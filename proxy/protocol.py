@@ -22,25 +22,12 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from proxy.cycle import STATUS_LINES, Cycle, Farewell, reset
-from proxy.errors import (
-    BadRequest,
-    Failure,
-    Fields,
-    HeadTooLarge,
-    NotImplementedHere,
-    Pairs,
-    RequestTimeout,
-    TargetTooLong,
-    Unforeseen,
-)
+from proxy.errors import BadRequest, Failure, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.exchange import new_id
 from proxy.headers import LOWER_CASE
+from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form
 
-MAX_TARGET = 32 * 1024
-MAX_HEAD = 64 * 1024  # bytes of all fields together
-MAX_FIELDS = 200
 MAX_WAITING = 100  # requests that a client may send ahead
-UNIQUE = (b"host", b"transfer-encoding")
 HEAD_TIMEOUT = 30.0  # seconds for a head to come
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
@@ -96,7 +83,7 @@ class HttpProtocol(asyncio.Protocol):
         if not data or self._deaf:
             return
         self._undone += len(data)
-        self._large = self._undone > MAX_TARGET
+        self._large = self._undone > MAX_TARGET or self._timed
         rest: memoryview | None = None
         try:
             try:
@@ -423,40 +410,3 @@ def new_parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
 def address(name: object) -> tuple[str, int] | None:
     """Return host and port of a socket's name, None where it is no internet address."""
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
-
-
-def examine(pairs: Pairs, fields: Fields, version: str) -> None:
-    """Raise `Failure` for what RFC 9112 wants refused. `fields` are the pairs by name."""
-    several = (
-        {name for name in UNIQUE if sum(pair[0] == name for pair in pairs) > 1} if len(fields) < len(pairs) else ()
-    )
-    coding = fields.get(b"transfer-encoding")
-    if coding is not None and (coding.lower() != b"chunked" or b"transfer-encoding" in several):
-        raise NotImplementedHere("No transfer coding but chunked is understood here")  # 6.1
-    if version not in ("1.0", "1.1"):
-        raise BadRequest("This is not HTTP/1.1")
-    if b"host" in several or (version == "1.1" and b"host" not in fields):
-        raise BadRequest("A request has one Host field")  # 3.2
-    if coding is not None and version == "1.0":
-        raise BadRequest("HTTP/1.0 has no transfer codings")  # 6.1
-    if len(pairs) > MAX_FIELDS:
-        raise HeadTooLarge("The header fields are too many")
-
-
-def measure(target: bytes, pairs: Pairs) -> None:
-    """Raise `Failure` if the target or the fields are too large."""
-    if len(target) > MAX_TARGET:
-        raise TargetTooLong("The request target is too long")
-    if sum(len(name) + len(value) for name, value in pairs) > MAX_HEAD:
-        raise HeadTooLarge("The header fields are too large")
-
-
-def origin_form(target: bytes) -> bytes:
-    """Return path and query of a request target as they came, whichever form it has (RFC 9112 3.2)."""
-    if target.startswith(b"/") or target == b"*":
-        return target
-    _, scheme_end, rest = target.partition(b"://")
-    if not scheme_end:
-        raise BadRequest("The request target is neither a path nor a URL")
-    end = min((place for mark in (b"/", b"?") if (place := rest.find(mark)) >= 0), default=len(rest))
-    return rest[end:] if rest[end:].startswith(b"/") else b"/" + rest[end:]

@@ -6,7 +6,7 @@ from typing import TypedDict, Unpack, cast
 
 import httpx
 
-from proxy.connection import PooledAnswer
+from proxy.answer import PooledAnswer
 from proxy.dial import Resuming
 from proxy.exchange import Timeouts
 from proxy.pool import Pool

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.connection import HIGH_WATER, LARGE, MAX_FIELDS, MAX_HEAD, Connection, PooledAnswer
+from proxy.answer import LARGE, PooledAnswer
+from proxy.connection import HIGH_WATER, MAX_FIELDS, MAX_HEAD, Connection
 from proxy.exchange import Body, Timeouts
 from proxy.pool import Pool
 from tests.peers import PATIENCE, Pairs, Upstream, answer, chunked
@@ -985,3 +986,14 @@ async def test_an_answer_that_was_closed_is_read_no_further(pool: Pool, lines: l
     assert await given.read() == b"here already"
     with pytest.raises(httpx.CloseError):
         await given.read()
+
+
+async def test_a_connection_that_is_free_to_write_again_while_nobody_waits_goes_on(
+    pool: Pool, lines: list[Line]
+) -> None:
+    asking = asyncio.create_task(ask(pool))
+    await turns()
+    lines[0].connection.pause_writing()
+    lines[0].connection.resume_writing()
+    lines[0].says(STREAM)
+    assert (await asking).status == 200

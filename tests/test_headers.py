@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from proxy.errors import Pairs
-from proxy.headers import END_HERE, MOST_NAMES, Crossing, append_forwarded_for, first, inbound, outbound
+from proxy.headers import END_HERE, MOST_NAMES, Crossing, LowerCase, append_forwarded_for, first, inbound, outbound
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,11 @@ def test_a_length_beside_chunks_does_not_cross(cross: Callable[[Pairs], Pairs]) 
     kept = cross([(b"content-length", b"9"), (b"transfer-encoding", b"chunked"), (b"a", b"1")])
     assert (b"content-length", b"9") not in kept
     assert (b"a", b"1") in kept
+
+
+def test_a_name_becomes_one_object_in_lower_case_and_only_so_many_are_remembered() -> None:
+    names = LowerCase()
+    assert names[b"X-Name"] is names[b"x-NAME"] is names[b"x-name"]
+    for number in range(2 * MOST_NAMES):
+        assert names[b"N%d" % number] == b"n%d" % number
+    assert len(names) <= MOST_NAMES + 1

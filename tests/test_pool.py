@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.connection import PooledAnswer
+from proxy.answer import PooledAnswer
 from proxy.pool import SMALL, Pool, head_of
 from tests.peers import PATIENCE, Upstream, answer, chunked
 from tests.test_connection import (

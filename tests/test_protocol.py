@@ -19,7 +19,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from proxy import cycle, protocol
-from proxy.protocol import MAX_FIELDS, MAX_HEAD, MAX_TARGET, MAX_WAITING, HttpProtocol
+from proxy.protocol import MAX_WAITING, HttpProtocol
+from proxy.request import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from proxy.server import listen
 from tests.peers import PATIENCE, Heard, Pairs, Peer, chunked, connect, request
 
@@ -290,6 +291,17 @@ async def test_what_cannot_be_taken_is_refused_and_reaches_no_application(
     assert why in check_refusal(await client.hear(), status)
     assert await client.rest() == b""
     assert stage.begun == []
+
+
+@pytest.mark.parametrize(("why", "status", "said"), [case for case in REFUSED if case[1] in (414, 431)])
+async def test_a_head_that_began_behind_another_request_is_measured_in_full(
+    echoing: Peer, why: str, status: int, said: bytes
+) -> None:
+    *begun, rest = cuts(said, 20_000)
+    await echoing.say(request(), *begun)
+    assert (await echoing.hear()).status == 200
+    await echoing.say(rest)
+    assert why in check_refusal(await echoing.hear(), status)
 
 
 async def test_the_largest_head_that_is_meant_is_taken(stage: Stage, client: Peer) -> None:
