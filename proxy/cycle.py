@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Scope
 from proxy.errors import Pairs
 from proxy.headers import first
 
+LAST_CHUNK = b"0\r\n\r\n"
 SMALL = 4 * 1024  # bytes that are copied sooner than handed on in three pieces
 HIGH_WATER = 64 * 1024  # bytes of an upload that wait for the upstream before the client is no longer read
 NO_BODY = frozenset((204, 304))  # RFC 9112 6.3; the answer to a HEAD comes on top
@@ -59,6 +60,7 @@ class Cycle:
         "_chunks",
         "_chunks_allowed",
         "_expects_100",
+        "_held",
         "_left",
         "_line",
         "_over",
@@ -88,6 +90,7 @@ class Cycle:
         self._waiter: asyncio.Future[None] | None = None
         self._over = False  # the answer is complete, or the client is gone
         self._bodiless = self._chunked = False
+        self._held = b""  # a head that waits for the first of its body
         self._left = -1  # bytes of the body that Content-Length still promises; before the head none are in order
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
@@ -129,11 +132,14 @@ class Cycle:
         await self._line.drain()
 
     async def send(self, message: Message) -> None:
-        """Send the head or a piece of the body, and wait while the client reads too slowly. Silent once all is over."""
+        """Send the head or a piece of the body, and wait while the client reads too slowly. Silent once all is over.
+
+        `hold`, in the message of the head, says that the body's first message comes at once: the two go out together.
+        """
         if self._over:
             return
         if message["type"] == "http.response.start":
-            self._begin(message["status"], message["headers"])
+            self._begin(message["status"], message["headers"], hold=message.get("hold", False))
         else:
             self._go_on(message.get("body", b""), more=message.get("more_body", False))
         if not (self._line.writable or self._over):
@@ -164,7 +170,7 @@ class Cycle:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _begin(self, status: int, headers: Pairs) -> None:
+    def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
         lines = [STATUS_LINES[status], *map(COLON.join, headers)]
         head = b"\r\n".join(lines)
         if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines):
@@ -184,33 +190,43 @@ class Cycle:
             self._expects_100 = False
             self.last = self.last or self.more
         self.started = True
-        self._line.write(head + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL))
+        self._held = head + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
+        if not hold:
+            self._say()
 
     def _go_on(self, body: bytes, *, more: bool) -> None:
         if body and not self._bodiless:
-            self._write(body)
+            self._write(body, end=b"" if more else LAST_CHUNK)
+        elif not more and self._chunked:
+            self._say(LAST_CHUNK)
+        elif self._held:
+            self._say()
         if more:
             return
-        if self._chunked:
-            self._line.write(b"0\r\n\r\n")
-        elif self._left:
+        if self._left:
             raise ValueError("the body is shorter than Content-Length, or comes before the head")
         self._over = True
         self._wake()
         self._line.finish(self)
 
-    def _write(self, body: bytes) -> None:
+    def _write(self, body: bytes, end: bytes = b"") -> None:
         if self._chunked:
             if len(body) < SMALL:
-                self._line.write(b"%x\r\n%b\r\n" % (len(body), body))
+                self._say(b"%x\r\n%b\r\n%b" % (len(body), body, end))
             else:
-                self._line.write(b"%x\r\n" % len(body), body, b"\r\n")
+                self._say(b"%x\r\n" % len(body), body, b"\r\n" + end)
             return
         if not self.until_close:
             self._left -= len(body)
             if self._left < 0:
                 raise ValueError("the body is longer than Content-Length, or comes before the head")
-        self._line.write(body)
+        self._say(body)
+
+    def _say(self, *pieces: bytes) -> None:
+        """Send pieces, behind the head if that was held back for them: together they are one call of the kernel."""
+        if self._held:
+            pieces, self._held = (self._held, *pieces), b""
+        self._line.write(*pieces)
 
 
 class Farewell(asyncio.Protocol):

@@ -58,7 +58,7 @@ class Downstream:
         """Pass on the answer: its head, then what comes as it comes, then what came with its end."""
         if self.upload is not None:
             self.upload.drop()  # an answer that comes before the upload's end ends it
-        await self._begin(answer.status, inbound(answer.headers) + _ids(exchange))
+        await self._begin(answer.status, inbound(answer.headers) + _ids(exchange), hold=answer.complete)
         if not answer.complete:
             await answer.pour(self._sink)
         await self._send({"type": "http.response.body", "body": answer.take(), "more_body": False})
@@ -69,12 +69,12 @@ class Downstream:
             return
         body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
         content = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._begin(failure.status, content + failure.headers + _ids(exchange))
+        await self._begin(failure.status, content + failure.headers + _ids(exchange), hold=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _begin(self, status: int, headers: Pairs) -> None:
+    async def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": status, "headers": headers, "hold": hold})
 
 
 def has_body(fields: Fields) -> bool:

@@ -442,3 +442,41 @@ async def test_a_client_whose_body_nobody_asked_for_is_told_that_nothing_follows
     await client.say(request(target=b"/never"))
     assert await client.rest() == b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno"
     assert len(stage.begun) == 1
+
+
+class Noting:
+    """A line that notes what is written in each call."""
+
+    loop: asyncio.AbstractEventLoop
+    writable = True
+
+    def __init__(self) -> None:
+        self.calls: list[bytes] = []
+
+    def write(self, *pieces: bytes) -> None:
+        self.calls.append(b"".join(pieces))
+
+    def keeps(self, _: cycle.Cycle) -> bool:
+        return True
+
+    def finish(self, _: cycle.Cycle) -> None:
+        """Nothing follows."""
+
+
+@pytest.mark.parametrize(
+    ("headers", "hold", "calls"),
+    [
+        ([(b"content-length", b"2")], True, [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"]),
+        ([(b"content-length", b"2")], False, [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", b"{}"]),
+        ([], True, [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]),
+    ],
+    ids=["held back", "sent at once", "in chunks"],
+)
+async def test_a_head_that_is_held_back_goes_out_with_its_body(
+    headers: list[tuple[bytes, bytes]], hold: bool, calls: list[bytes]
+) -> None:
+    line = Noting()
+    one = cycle.Cycle(line, {"method": "GET", "http_version": "1.1", "fields": {}}, last=False)  # type: ignore[arg-type]
+    await one.send({"type": "http.response.start", "status": 200, "headers": headers, "hold": hold})
+    await one.send({"type": "http.response.body", "body": b"{}"})
+    assert line.calls == calls
