@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         self._uploader: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
         self._writing_paused = self._reading_paused = False
         self._start("GET")
 
@@ -106,7 +107,7 @@ class Connection(asyncio.Protocol):
         if timeout is None or self._uploader is not None:
             return
         self.deadline = self.loop.time() + timeout
-        if self._alarm is None or self._alarm.when() > self.deadline:
+        if self._alarm is None or self._alarm_at > self.deadline:
             self._set_alarm(self.deadline)
 
     def go_on(self) -> None:
@@ -183,6 +184,7 @@ class Connection(asyncio.Protocol):
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
+        self._alarm_at = when  # its own `when` is rounded, and may seem later
         self._alarm = self.loop.call_at(when, self._ring)
 
     def _ring(self) -> None:
