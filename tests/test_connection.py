@@ -179,6 +179,52 @@ async def exchange(
     return given.status, given.headers, await whole(given)
 
 
+class Timer:
+    """What a clock rings for."""
+
+    def __init__(self, clock: "Clock", when: float, callback: Callable[..., object], args: tuple[object, ...]) -> None:
+        self.when = when
+        self.ring: Callable[[], object] = lambda: callback(*args)
+        self.owner = getattr(callback, "__self__", None)
+        self.cancelled = False
+        clock.timers.append(self)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Clock:
+    """A loop's time, in the hands of a test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+
+    def rings_for(self, kind: type) -> list[float]:
+        """When it is going to ring for objects of this kind, as things stand."""
+        return sorted(timer.when for timer in self.timers if isinstance(timer.owner, kind) and not timer.cancelled)
+
+    async def passes(self, seconds: float) -> None:
+        await turns()
+        self.now += seconds
+        while due := [timer for timer in self.timers if timer.when <= self.now]:
+            self.timers = [timer for timer in self.timers if timer not in due]
+            for timer in due:
+                if not timer.cancelled:
+                    timer.ring()
+        await turns()
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of this test's loop, which stands at nought."""
+    loop, clock = asyncio.get_running_loop(), Clock()
+    monkeypatch.setattr(loop, "time", lambda: clock.now)
+    monkeypatch.setattr(loop, "call_at", lambda when, call, *args: Timer(clock, when, call, args))
+    monkeypatch.setattr(loop, "call_later", lambda delay, call, *args: Timer(clock, clock.now + delay, call, args))
+    return clock
+
+
 async def turns(number: int = 3) -> None:
     """Let the loop run so many times."""
     for _ in range(number):
@@ -593,12 +639,12 @@ async def pouring(pool: Pool, lines: list[Line], sink: Taken, **seconds: float |
     return given, poured
 
 
-async def test_a_sink_that_is_full_makes_the_upstream_wait(pool: Pool, lines: list[Line]) -> None:
+async def test_a_sink_that_is_full_makes_the_upstream_wait(pool: Pool, lines: list[Line], clock: Clock) -> None:
     sink = Taken(full=True)
-    given, poured = await pouring(pool, lines, sink, read=0.03)
+    given, poured = await pouring(pool, lines, sink, read=30)
     lines[0].says(chunked(b"a"), chunked(b"b"), chunked(b"c" * HIGH_WATER))
     assert (sink.pieces, lines[0].is_reading()) == ([b"a"], False)
-    await asyncio.sleep(0.06)  # the silence is ours
+    await clock.passes(1000)  # the silence is ours
     sink.room.set()
     await turns(5)
     assert [piece[:2] for piece in sink.pieces] == [b"a", b"bc"]
@@ -802,116 +848,128 @@ async def test_an_answer_before_the_end_of_the_upload_is_heard_and_the_rest_not_
     assert repr(pool) == NOTHING_OPEN
 
 
-async def test_an_early_answer_that_falls_silent_is_given_up_too(pool: Pool, lines: list[Line]) -> None:
-    asking = asyncio.create_task(ask(pool, "POST", Said(b"a beginning"), read=0.03))
-    await turns(5)
-    lines[0].says(OK + b"Content-Length: 100\r\n\r\nhalf")
-    given = await asking
-    assert await given.read() == b"half"
-    async with asyncio.timeout(PATIENCE):
-        with pytest.raises(httpx.ReadTimeout):
-            await given.read()
-    await given.close()
+# Timeouts, on a clock of our own.
 
 
-# Timeouts.
-
-
-@pytest.mark.parametrize("body", [None, Said], ids=["GET", "POST"])
-async def test_a_head_that_does_not_come_in_time_is_not_waited_for(
-    pool: Pool, lines: list[Line], body: Callable[[bytes], Said] | None
-) -> None:
-    asking = asyncio.create_task(exchange(pool, "POST", body and body(b""), read=0.03))
+async def test_a_head_that_does_not_come_in_time_is_not_waited_for(pool: Pool, lines: list[Line], clock: Clock) -> None:
+    asking = asyncio.create_task(exchange(pool, read=30))
     await turns()
-    lines[0].says(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
+    await clock.passes(29)
+    lines[0].says(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)  # no head yet
+    assert not asking.done()
+    await clock.passes(1)
     with pytest.raises(httpx.ReadTimeout):
         await asking
-    await turns()
     assert lines[0].closed
 
 
-async def test_each_silence_of_an_answer_has_its_own_time(pool: Pool, lines: list[Line]) -> None:
-    asking = asyncio.create_task(ask(pool, read=0.1))
+async def test_each_silence_of_an_answer_has_its_own_time(pool: Pool, lines: list[Line], clock: Clock) -> None:
+    asking = asyncio.create_task(ask(pool, read=30))
     await turns()
+    await clock.passes(29)
     lines[0].says(STREAM)
     given = await asking
-    for _ in range(4):  # more than the time in all
+    for _ in range(4):
         reading = asyncio.create_task(given.read())
-        await asyncio.sleep(0.04)
+        await clock.passes(29)
         lines[0].says(chunked(b"x"))
         assert await reading == b"x"
+    reading = asyncio.create_task(given.read())
+    await clock.passes(30)
     with pytest.raises(httpx.ReadTimeout):
-        await given.read()
+        await reading
     await given.close()
 
 
-async def test_a_client_that_takes_its_time_is_no_silence_of_the_upstream(pool: Pool, lines: list[Line]) -> None:
-    asking = asyncio.create_task(ask(pool, read=0.03))
+async def test_each_silence_of_an_answer_that_is_poured_has_its_own_time(
+    pool: Pool, lines: list[Line], clock: Clock
+) -> None:
+    sink = Taken()
+    given, poured = await pouring(pool, lines, sink, read=30)
+    for _ in range(4):
+        await clock.passes(29)
+        lines[0].says(chunked(b"x"))
+    assert (sink.pieces, poured.done()) == ([b"x"] * 4, False)
+    await clock.passes(30)
+    with pytest.raises(httpx.ReadTimeout):
+        await poured
+    await given.close()
+
+
+async def test_a_client_that_takes_its_time_is_no_silence_of_the_upstream(
+    pool: Pool, lines: list[Line], clock: Clock
+) -> None:
+    asking = asyncio.create_task(ask(pool, read=30))
     await turns()
     lines[0].says(STREAM + chunked(b"x"))
     given = await asking
-    await asyncio.sleep(0.06)
+    await clock.passes(1000)
     assert await given.read() == b"x"
-    await asyncio.sleep(0.06)
+    await clock.passes(1000)
     lines[0].says(chunked(b"y", b""))
     assert await whole(given) == b"y"
     assert repr(pool) == ONE_IDLE
 
 
-async def test_an_answer_is_late_only_once_the_upload_has_ended(pool: Pool, lines: list[Line]) -> None:
-    body = Said(b"a beginning")
-    asking = asyncio.create_task(ask(pool, "POST", body, read=0.03))
-    await asyncio.sleep(0.06)
+@pytest.mark.parametrize("length", [None, 100])
+async def test_an_answer_is_late_only_once_the_upload_has_ended(
+    pool: Pool, lines: list[Line], clock: Clock, length: int | None
+) -> None:
+    body = Said(b"a beginning", length=length)
+    asking = asyncio.create_task(ask(pool, "POST", body, read=30))
+    await turns()
+    await clock.passes(1000)
+    body.say(b"." * 89, b"")
+    await turns()
+    await clock.passes(29)
     assert not asking.done()
-    body.say(b"")
+    await clock.passes(1)
     with pytest.raises(httpx.ReadTimeout):
         await asking
 
 
-async def test_a_timer_is_armed_once_for_many_exchanges(
-    pool: Pool, lines: list[Line], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop, armed = asyncio.get_running_loop(), 0
-    call_at = loop.call_at
+async def test_an_early_answer_that_falls_silent_is_late_too(pool: Pool, lines: list[Line], clock: Clock) -> None:
+    asking = asyncio.create_task(ask(pool, "POST", Said(b"a beginning"), read=30))
+    await turns()
+    lines[0].says(OK + b"Content-Length: 100\r\n\r\nhalf")
+    given = await asking
+    assert await given.read() == b"half"
+    reading = asyncio.create_task(given.read())
+    await turns()
+    await clock.passes(30)
+    assert reading.done()
+    with pytest.raises(httpx.ReadTimeout):
+        await reading
+    await given.close()
 
-    def counting(when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        nonlocal armed
-        armed += isinstance(getattr(callback, "__self__", None), Connection)
-        return call_at(when, callback)
 
-    monkeypatch.setattr(loop, "call_at", counting)
+async def test_a_timer_is_armed_once_for_many_exchanges(pool: Pool, lines: list[Line], clock: Clock) -> None:
     for _ in range(20):
-        await answered_by_hand(pool, lines, answer(), read=60)
-    assert (len(lines), armed) == (1, 1)
+        await answered_by_hand(pool, lines, answer(), read=40)
+        await clock.passes(1)
+    assert clock.rings_for(Connection) == [40]
+    await answered_by_hand(pool, lines, answer(), read=10)  # this one has to ring earlier
+    await answered_by_hand(pool, lines, answer(), read=None)
+    assert clock.rings_for(Connection) == [30]
+    await clock.passes(10)  # it rings, and nobody is waited for
+    assert clock.rings_for(Connection) == []
     await answered_by_hand(pool, lines, answer(), read=30)
-    assert armed == 2
-    await answered_by_hand(pool, lines, answer(), read=None)
-    assert armed == 2
+    assert clock.rings_for(Connection) == [60]
+    asking = asyncio.create_task(exchange(pool, read=50))
+    await turns()
+    await clock.passes(30)  # it rings for a deadline that has moved on
+    assert clock.rings_for(Connection) == [80]
+    assert not asking.done()
+    await clock.passes(20)
+    with pytest.raises(httpx.ReadTimeout):
+        await asking
+    assert len(lines) == 1
 
 
-async def test_deadlines_may_move_in_both_directions(pool: Pool, lines: list[Line]) -> None:
-    for first in (60, 0.03):  # with its timer still armed, the next deadline is earlier, or later
-        await answered_by_hand(pool, lines, answer(), read=first)
-        asking = asyncio.create_task(exchange(pool, read=0.1))
-        await asyncio.sleep(0.06)
-        assert not asking.done()
-        with pytest.raises(httpx.ReadTimeout):
-            await asking
-        await turns()
-    assert len(lines) == 2
-    assert all(line.closed for line in lines)
-
-
-async def test_a_timer_that_rings_for_an_idle_connection_does_nothing(pool: Pool, lines: list[Line]) -> None:
-    await answered_by_hand(pool, lines, answer(), read=0.02)
-    await asyncio.sleep(0.05)
-    await answered_by_hand(pool, lines, answer(), read=None)
-    assert [line.closed for line in lines] == [False]
-
-
-async def test_without_a_timeout_an_answer_may_take_its_time(pool: Pool, lines: list[Line]) -> None:
+async def test_without_a_timeout_an_answer_may_take_its_time(pool: Pool, lines: list[Line], clock: Clock) -> None:
     asking = asyncio.create_task(exchange(pool, "POST", Said(b""), read=None, write=None))
-    await turns(5)
+    await turns()
+    await clock.passes(100_000)
     lines[0].says(answer(body=b"at last"))
     assert (await asking)[2] == b"at last"
 

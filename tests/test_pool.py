@@ -22,11 +22,13 @@ from tests.test_connection import (
     ONE_IDLE,
     STREAM,
     UNTIL_CLOSE,
+    Clock,
     Line,
     Said,
     answered_by_hand,
     ask,
     by_hand,
+    clock,
     exchange,
     far,
     lines,
@@ -39,7 +41,7 @@ from tests.test_connection import (
 )
 from tests.test_properties import pure
 
-__all__ = ["far", "lines", "pool"]  # fixtures
+__all__ = ["clock", "far", "lines", "pool"]  # fixtures
 Asking = asyncio.Task[PooledAnswer]
 
 
@@ -286,53 +288,29 @@ async def test_none_may_be_kept(lines: list[Line]) -> None:
         assert repr(pool) == NOTHING_OPEN
 
 
-async def test_what_is_idle_for_too_long_is_closed(lines: list[Line], monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
-    clock, timers = 0.0, list[tuple[float, Callable[[], None]]]()
-
-    class Timer:
-        def cancel(self) -> None:
-            timers.clear()
-
-    def call_at(when: float, callback: Callable[[], None]) -> Timer:
-        timers.append((when, callback))
-        return Timer()
-
-    def now(when: float) -> None:
-        nonlocal clock
-        clock = when
-        for due, callback in timers.copy():
-            if due <= when:
-                timers.remove((due, callback))
-                callback()
-
-    monkeypatch.setattr(loop, "time", lambda: clock)
+async def test_what_is_idle_for_too_long_is_closed(lines: list[Line], clock: Clock) -> None:
     async with pooled(idle_for=60) as pool:
         first, second, third, fourth = await busy(pool, lines, 4)
-        monkeypatch.setattr(loop, "call_at", call_at)
-        monkeypatch.setattr(loop, "call_later", lambda delay, callback: call_at(clock + delay, callback))
         await first.close()
-        now(10)
+        await clock.passes(10)
         await second.close()
-        assert [when for when, _ in timers] == [60]  # one timer for all
-        now(10.5)
+        assert clock.rings_for(Pool) == [60]  # one timer for all
+        await clock.passes(0.5)
         await third.close()
-        now(60)
+        await clock.passes(49.5)
         assert [line.closed for line in lines] == [True, False, False, False]
-        assert [when for when, _ in timers] == [70]
+        assert clock.rings_for(Pool) == [70]
         await fourth.close()
-        now(70)
+        await clock.passes(10)
         assert [line.closed for line in lines] == [True, True, False, False]
-        assert [when for when, _ in timers] == [71]  # not more often than once a second
-        now(71)
+        assert clock.rings_for(Pool) == [71]  # not more often than once a second
+        await clock.passes(1)
         assert [line.closed for line in lines] == [True, True, True, False]
-        assert [when for when, _ in timers] == [120]
-        now(120)
+        assert clock.rings_for(Pool) == [120]
+        await clock.passes(49)
         assert [line.closed for line in lines] == [True, True, True, True]
-        assert timers == []  # there is nothing to look after
-        await turns()
+        assert clock.rings_for(Pool) == []  # there is nothing to look after
         assert repr(pool) == NOTHING_OPEN
-        monkeypatch.undo()
 
 
 # What happens to one while it is idle.
@@ -475,10 +453,13 @@ async def test_what_was_answered_in_part_does_not_go_out_again(pool: Pool, lines
     assert len(lines) == 1
 
 
-async def test_what_was_late_does_not_go_out_again(pool: Pool, lines: list[Line]) -> None:
+async def test_what_was_late_does_not_go_out_again(pool: Pool, lines: list[Line], clock: Clock) -> None:
     await idle(pool, lines, 1)
+    asking = asyncio.create_task(exchange(pool, read=30))
+    await turns()
+    await clock.passes(30)
     with pytest.raises(httpx.ReadTimeout):
-        await exchange(pool, read=0.02)
+        await asking
     assert len(lines) == 1
 
 
@@ -609,13 +590,15 @@ async def test_closing_the_pool_closes_all(far: Pool, upstream: Upstream) -> Non
         await there.hear()
     for there in peers[:2]:
         await there.say(answer())
-    for one in warm[:2]:
+    await until(lambda: sum(one.done() for one in warm) == 2)
+    warm.sort(key=asyncio.Task.done)
+    for one in warm[1:]:
         await (await one).close()
     assert repr(far) == "<Pool 1 busy, 2 idle, 0 dialling, 0 waiting>"
     await far.aclose()
     assert repr(far) == NOTHING_OPEN
     with pytest.raises(httpx.CloseError):  # and it does not go out again
-        await warm[2]
+        await warm[0]
     for there in peers:
         await there.closed()
     await far.aclose()
