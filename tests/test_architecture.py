@@ -19,13 +19,16 @@ MOST_LINES_OF_A_FUNCTION = 50
 FLOORS = (
     ("the version", "__init__"),
     ("ground: what can go wrong", "errors"),
-    ("ground: nouns and rules", "exchange headers values"),
-    ("ground: choices", "settings"),
+    ("ground: nouns and rules", "exchange headers jsontext values"),
+    ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
     ("rooms", "access cors downstream endpoints transport upstream"),
     ("which request becomes which call", "routes"),
+    ("the convenience routes: what they share", "counter"),
+    ("the convenience routes: by what they take", "forms objects"),
+    ("the convenience routes: their table", "convenience"),
     ("the life of an exchange", "gateway"),
     ("pages of our own", "pages"),
     ("wiring", "app"),
@@ -38,6 +41,7 @@ ALONE = "demo"
 # Whoever is not named here lives on the standard library.
 DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
+    "python_multipart": ("rewrites", "reads a form as it streams"),
     "httptools": ("connection protocol", "parses answers and requests"),
     "httpx": (
         "connection pool transport upstream app",
@@ -60,6 +64,7 @@ WITHOUT_A_TWIN = {
     "errors": "facts: each is heard where it is raised, and test_readme holds the classes and the table together",
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
+    "counter": "what it makes of a request is heard on the wire: test_objects and test_forms",
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
     "values": "test_settings puts every kind of text through it",
