@@ -48,6 +48,7 @@ DOORS = {
         "the way upstream; app names the type of a transport and no more",
     ),
     "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
+    "python_multipart": ("rewrites", "reads a form as it streams in"),
     "starlette": (
         "cycle protocol cors downstream gateway pages app demo",
         "ASGI's types; what our pages are made of",

@@ -18,6 +18,9 @@ DEFAULTS = (("model", "whisper-1"), ("response_format", "json"), ("temperature",
 MOST_BOUNDARY = 70  # RFC 2046 5.1.1
 MOST_HEAD = 8192  # bytes of all header fields of a part
 MOST_VALUE = 8192  # bytes of an own field
+# A form may be read before its key is heard, and 20 MB of nothing but small parts take 8 s of CPU; as long take lines
+# that begin like a boundary and go on otherwise, which RFC 2046 5.1.1 does not let content have.
+MOST_PARTS = 1000
 
 # What it refuses it raises as well, and the client hears of it.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
@@ -43,6 +46,7 @@ class Form:
         self.file_begun = False
         self._defaults = dict(DEFAULTS)  # those still to be added
         self._complete = False
+        self._boundaries = 0
         self._part = 0
         self._head: Pairs = []
         self._room = 0  # for the rest of the part's head, or of an own field's value
@@ -54,6 +58,9 @@ class Form:
 
     def feed(self, piece: bytes) -> bytes:
         """Return what goes upstream of this piece and of bytes held back before; raise BadRequest if it cannot."""
+        self._boundaries += piece.count(b"\r\n" + self._delimiter)
+        if self._boundaries > MOST_PARTS:
+            raise BadRequest(f"the form has more than {MOST_PARTS} parts, or lines that begin with its boundary")
         try:
             self._parser.write(piece)
         except FormParserError as problem:
@@ -71,7 +78,7 @@ class Form:
             raise BadRequest("file: the form has no such field")
         for name, value in self._defaults.items():
             disposition = f'form-data; name="{name}"'.encode()
-            self._ready += [*self._rendered([(b"Content-Disposition", disposition)]), value.encode(), b"\r\n"]
+            self._ready += (self._rendered([(b"Content-Disposition", disposition)]), value.encode(), b"\r\n")
         return b"".join((*self._ready, self._delimiter, b"--\r\n"))
 
     def _begun_parser(self, boundary: bytes) -> MultipartParser:
@@ -119,7 +126,7 @@ class Form:
             return
         self._defaults.pop(self._name, None)
         self.file_begun = self.file_begun or self._name == "file"
-        self._ready += self._rendered(self._head)
+        self._ready.append(self._rendered(self._head))
 
     def _hear_content(self, data: bytes, start: int, end: int) -> None:
         if self._name in OWN:
@@ -151,10 +158,11 @@ class Form:
 
     def _take_room(self, size: int) -> None:
         self._room -= size
-        if self._room < 0 and self._name:
+        if self._room >= 0:
+            return
+        if self._name:
             raise BadRequest(f"{self._name}: the value is longer than {MOST_VALUE} bytes")
-        if self._room < 0:
-            raise BadRequest(f"part {self._part} of the form: its header fields are longer than {MOST_HEAD} bytes")
+        raise BadRequest(f"part {self._part} of the form: its header fields are longer than {MOST_HEAD} bytes")
 
     def _name_in_head(self) -> str:
         dispositions = [value for field, value in self._head if field.lower() == b"content-disposition"]
@@ -165,9 +173,9 @@ class Form:
             raise BadRequest(f"part {self._part} of the form: its Content-Disposition has no name")
         return parameters[b"name"].decode("latin-1")  # which loses nothing; it is compared, not shown
 
-    def _rendered(self, head: Pairs) -> list[bytes]:
+    def _rendered(self, head: Pairs) -> bytes:
         lines = (self._delimiter, *(field + b": " + value for field, value in head), b"", b"")
-        return [b"\r\n".join(lines)]
+        return b"\r\n".join(lines)
 
 
 def _boundary(content_type: bytes) -> bytes:
