@@ -8,7 +8,7 @@ form, nothing is held but the head of one part, one value for each own field, an
 import logging
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
 from proxy.errors import BadRequest, Pairs
 
@@ -47,6 +47,7 @@ class Form:
         self._defaults = dict(DEFAULTS)  # those still to be added
         self._complete = False
         self._boundaries = 0
+        self._padding = MOST_HEAD  # that may still stand behind boundaries
         self._part = 0
         self._head: Pairs = []
         self._room = 0  # for the rest of the part's head, or of an own field's value
@@ -61,11 +62,12 @@ class Form:
         self._boundaries += piece.count(b"\r\n" + self._delimiter)
         if self._boundaries > MOST_PARTS:
             raise BadRequest(f"the form has more than {MOST_PARTS} parts, or lines that begin with its boundary")
+        if self._parser.state == MultipartState.BOUNDARY_PADDING:
+            self._take_padding(piece)
         try:
             self._parser.write(piece)
         except FormParserError as problem:
-            reason = f"a boundary or header line cannot be read, or is longer than {MOST_HEAD} bytes"
-            raise BadRequest(f"part {self._part} of the form: {reason}") from problem
+            raise BadRequest(self._unreadable()) from problem
         ready = b"".join(self._ready)
         self._ready.clear()
         return ready
@@ -163,6 +165,16 @@ class Form:
         if self._name:
             raise BadRequest(f"{self._name}: the value is longer than {MOST_VALUE} bytes")
         raise BadRequest(f"part {self._part} of the form: its header fields are longer than {MOST_HEAD} bytes")
+
+    def _take_padding(self, piece: bytes) -> None:
+        """Bound what the parser would read byte by byte: blanks behind a boundary may go on for ever."""
+        self._padding -= len(piece) - len(piece.lstrip(b" \t"))
+        if self._padding < 0:
+            raise BadRequest(self._unreadable())
+
+    def _unreadable(self) -> str:
+        reason = f"a boundary or header line cannot be read, or is longer than {MOST_HEAD} bytes"
+        return f"part {max(self._part, 1)} of the form: {reason}"  # the first boundary stands before any part
 
     def _name_in_head(self) -> str:
         dispositions = [value for field, value in self._head if field.lower() == b"content-disposition"]
