@@ -41,7 +41,6 @@ ALONE = "demo"
 # Whoever is not named here lives on the standard library.
 DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
-    "python_multipart": ("rewrites", "reads a form as it streams"),
     "httptools": ("connection protocol", "parses answers and requests"),
     "httpx": (
         "connection pool transport upstream app",
