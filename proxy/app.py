@@ -13,9 +13,15 @@ from proxy.access import Access
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
+from proxy.guard import Guard, share
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.upstream import Upstream
+from proxy.veil import Veil
+
+# Exchanges at once, where no bound for all together is set.
+MOST_RELAYED = 1024
+MOST_SHAPED = 32
 
 
 class Front:
@@ -69,11 +75,15 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     access = Access(settings)
     relay = Relay(settings, access)
     convenience = Convenience(settings, access, relay)
-    ours = Gateway(convenience, upstream)
+    veil = Veil(settings.secrets)
+    total = settings.max_parallel
+    relayed = Guard(share(total or MOST_RELAYED, settings.workers))
+    shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
+    ours = Gateway(convenience, upstream, shaped, veil)
     front = Front(
         at={b"/": pages.welcome(settings), b"/health": pages.health(), **dict.fromkeys(convenience.paths, ours)},
         below=(convenience.prefix, ours),
-        relay=Gateway(relay, upstream),
+        relay=Gateway(relay, upstream, relayed, veil),
         lifespan=Router(lifespan=lifespan),
     )
     return Cors(front, settings.cors_origins)

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from functools import partial
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -54,7 +56,9 @@ def configure(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         partial(create_app, settings),
         factory=True,
-        http=HttpProtocol,
+        http=partial(  # type: ignore[arg-type]  # called as the class would be
+            HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout
+        ),
         ws="none",
         lifespan="on",
         workers=settings.workers,
@@ -74,7 +78,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on
     else:
-        server = uvicorn.Server(config)
+        server = Server(config)
         # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
         # an ordered stop is status 0 and not -15, also where it is ordered before the server is up.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -84,11 +88,20 @@ def serve(settings: Settings, sock: socket.socket) -> None:
     run()
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends at once when it is told to stop a second time, whichever way."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the signal."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+
+
 class Workers(Multiprocess):
     """uvicorn's supervisor of several processes, which leave Ctrl-C to it until they are up.
 
     A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and the supervisor
-    would wait five seconds for its sign of life.
+    would wait five seconds for its sign of life. Told to stop a second time, it tells them so too.
     """
 
     def init_processes(self) -> None:
@@ -96,6 +109,20 @@ class Workers(Multiprocess):
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
         super().init_processes()
         signal.signal(signal.SIGINT, ours)
+
+    def join_all(self) -> None:
+        """Wait for the workers to end."""
+        for process in self.processes:
+            while process.process.is_alive():
+                process.process.join(0.1)
+                if self.signal_queue:
+                    self.signal_queue.clear()
+                    self._hurry()
+
+    def _hurry(self) -> None:
+        for process in self.processes:
+            if process.process.is_alive():
+                os.kill(cast(int, process.pid), signal.SIGINT)  # uvicorn's server takes a second SIGINT for "at once"
 
 
 def announce(settings: Settings, sock: socket.socket) -> None:

@@ -6,7 +6,11 @@ own. What a plain `httpx.Request` with a base URL parsed once, `extensions["targ
 what the call says, and nothing else.
 """
 
+import asyncio
+import logging
 import os
+import random
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -17,10 +21,14 @@ import httpx
 
 from proxy.dial import Resuming
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
-from proxy.exchange import Answer, Body, Call, Sink, Timeouts
+from proxy.exchange import Answer, Body, Call, Exchange, Sink, Timeouts
+from proxy.headers import first
 from proxy.pool import Pool
 from proxy.settings import Settings
 from proxy.values import Target
+from proxy.whole import Whole
+
+log = logging.getLogger("oxy")
 
 # Most specific first; a test holds it against all of httpx's transport exceptions.
 TRANSLATION: tuple[tuple[type[httpx.TransportError], type[Failure], str], ...] = (
@@ -34,6 +42,12 @@ TRANSLATION: tuple[tuple[type[httpx.TransportError], type[Failure], str], ...] =
     (httpx.RemoteProtocolError, UpstreamUnreachable, "The upstream's response is not valid HTTP, or ended too early"),
     (httpx.TransportError, UpstreamUnreachable, "The connection to the upstream broke"),
 )
+
+# Of an idempotent call, as OpenAI's own SDKs have it: how often it goes out again, and after how many seconds.
+RETRIES = 2
+SHORTEST_PAUSE = 0.5
+LONGEST_PAUSE = 60.0
+NO_ANSWER = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
 
 # A kept connection is given up before common middle boxes drop it in silence.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=60.0)
@@ -68,11 +82,30 @@ class Upstream:
             pool=settings.connect_timeout,
         )
 
-    async def open(self, call: Call) -> Answer:
+    async def open(self, exchange: Exchange, call: Call) -> Answer:
         """Send the call; return its answer when the head is there.
 
+        An idempotent call goes out again, after a pause, where it came to nothing or the upstream asks for patience.
         Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
+        while call.idempotent and exchange.retries < RETRIES:
+            try:
+                answer = await self._open(call)
+            except NO_ANSWER as problem:
+                reason, pause = type(problem).__name__, backoff(exchange.retries)
+            else:
+                if not worth_another(answer):
+                    return answer
+                reason, pause = f"status {answer.status}", asked_for(answer.headers) or backoff(exchange.retries)
+                await answer.close()
+            exchange.retries += 1
+            log.info("exchange %s (%s) retries in %.1f s after %s", exchange.id, exchange.route, pause, reason)
+            await asyncio.sleep(pause)
+            if isinstance(call.body, Whole):
+                call.body = call.body.again()
+        return await self._open(call)
+
+    async def _open(self, call: Call) -> Answer:
         headers = [self._host, *call.headers]
         timeouts = self._timeouts
         if call.timeout is not None:
@@ -98,6 +131,31 @@ class Upstream:
         if last and target.startswith(last) and target[len(last) : len(last) + 1] in (b"", b"/", b"?"):
             return self._prefix[: -len(last)] + target
         return self._prefix + target
+
+
+def worth_another(answer: Answer) -> bool:
+    """Tell whether the same call may well have another answer soon. The API's own word for it counts most."""
+    if answer.status < 400:
+        return False
+    asked = first(answer.headers, b"x-should-retry")
+    if asked in (b"true", b"false"):
+        return asked == b"true"
+    return answer.status in (408, 409, 429) or answer.status >= 500
+
+
+def asked_for(headers: Pairs) -> float | None:
+    """Return the pause, in seconds, that an answer asks for in numbers; None for none, or for one beyond reason."""
+    for name, unit in ((b"retry-after-ms", 0.001), (b"retry-after", 1.0)):
+        given = first(headers, name) or b""
+        if re.fullmatch(rb"\d{1,6}(\.\d{1,6})?", given) and 0 < (pause := float(given) * unit) <= LONGEST_PAUSE:
+            return pause
+    return None
+
+
+def backoff(retries: int) -> float:
+    """Return a pause in seconds: twice as long each time, and not the same for all who failed at once."""
+    pause: float = SHORTEST_PAUSE * 2**retries
+    return pause * random.uniform(0.75, 1)  # noqa: S311  no secret hangs on it
 
 
 def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank:
