@@ -230,7 +230,7 @@ def by_hand(app: ASGIApp, wire: Wire) -> HttpProtocol:
     """A connection on that wire."""
     config = Config(app, http=HttpProtocol, lifespan="off", log_config=None)
     config.load()
-    made = HttpProtocol(config, ServerState(), {}, **patience())
+    made = HttpProtocol(config, ServerState(), {}, None, **patience())
     made.connection_made(wire)
     return made
 
