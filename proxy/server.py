@@ -110,6 +110,12 @@ class Workers(Multiprocess):
         super().init_processes()
         signal.signal(signal.SIGINT, ours)
 
+    def terminate_all(self) -> None:
+        """Let the workers finish; who calls from now on is to hear at once that nobody takes it."""
+        super().terminate_all()
+        for sock in self.sockets:
+            sock.close()
+
     def join_all(self) -> None:
         """Wait for the workers to end."""
         for process in self.processes:
