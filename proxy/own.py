@@ -17,7 +17,8 @@ CREDENTIALS = (
     ("project", b"openai-project", b""),
     ("organization", b"openai-organization", b""),
 )
-NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+# No digit can be matched in two ways: a long text that is no number after all would take time by the square.
+NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
 
 
 class Own:
