@@ -59,7 +59,7 @@ def read(body: bytes) -> tuple[Members, BadRequest | None]:
         return reader.members, BadRequest(f"The body is not a JSON object: {problem.msg} at {where}")
     except RecursionError:
         reader.complain("nested too deeply")
-    return reader.members, BadRequest(reader.complaints[0]) if reader.complaints else None
+    return reader.members, BadRequest(reader.complaint) if reader.complaint else None
 
 
 def members_of(text: str) -> Members:
@@ -83,11 +83,11 @@ def elements_of(text: str) -> list[str]:
 
 @dataclass(slots=True)
 class Reader:
-    """One reading of a text. What is wrong but does not hinder it goes into `complaints`; the rest it raises."""
+    """One reading of a text. What is wrong but does not hinder it is its `complaint`, the first; the rest it raises."""
 
     text: str
     members: Members = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)
+    complaint: str = ""
     _name: str = ""
 
     def read(self) -> None:
@@ -107,7 +107,7 @@ class Reader:
 
     def complain(self, what: str) -> None:
         """Note something that is wrong with the member at hand."""
-        self.complaints.append(f"{ascii(self._name[:100])[1:-1]}: {what}")
+        self.complaint = self.complaint or f"{ascii(self._name[:100])[1:-1]}: {what}"
 
     def _member(self, decoder: json.JSONDecoder, at: int) -> int:
         """Read one member; return where what follows it begins."""
