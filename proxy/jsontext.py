@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from proxy.errors import BadRequest
 
+Container = dict[str, object] | list[object]
+
 MAX_DEPTH = 200
 BLANKS = re.compile(r"[ \t\n\r]*")
 # Every escape from the left, so that an escaped backslash does not begin one; groups are those that cannot stand.
@@ -162,18 +164,15 @@ class Reader:
 def _too_deep(value: object, text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
-    level = [value]
+    level = _containers([value])
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
-            return False
-    return True
+        level = [inner for outer in level for inner in _containers(outer)]
+    return bool(level)
 
 
-def _inside(value: object) -> list[object]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _containers(outer: Container) -> list[Container]:
+    inside = outer.values() if isinstance(outer, dict) else outer
+    return [inner for inner in inside if isinstance(inner, (dict, list))]
 
 
 def _past_blanks(text: str, at: int) -> int:
