@@ -1,6 +1,7 @@
 """A body that waits: in memory as far as it is short, on disk beyond."""
 
 import asyncio
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -44,7 +45,8 @@ class Spool:
         """Let it all go."""
         self._held = []
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take is written once more, and nobody wants it
+                self._file.close()
 
     async def _flush(self) -> None:
         content, self._held, self._holding = b"".join(self._held), [], 0
