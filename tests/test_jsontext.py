@@ -24,7 +24,7 @@ numbers = st.one_of(
     st.integers().map(str),
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
 )
-letters = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters='"\\')
+letters = st.sampled_from("aZ0{}[],: /\x7fé\u2028\ufeff\U0001f600")
 escapes = st.sampled_from(
     (r"\n", r"\"", r"\\", r"\/", r"\u0061", r"\u00e9", r"\ud83d\ude00", r"\uD83D\uDE00", r"\\u0000", r"\\ud800")
 )
@@ -47,7 +47,7 @@ def spaced_object(pairs: list[tuple[str, str]], blank: str) -> str:
     return "{" + (inside or blank) + "}"
 
 
-values = st.recursive(scalars, lambda inner: arrays(inner) | objects(inner), max_leaves=12)
+values = st.recursive(scalars, lambda inner: arrays(inner) | objects(inner), max_leaves=8)
 own_names = st.sampled_from([*map(json.dumps, NAMES), r'"tim\u0065out"'])
 mixed = st.lists(st.tuples(strings | own_names, values), max_size=8, unique_by=lambda pair: json.loads(pair[0]))
 
