@@ -5,13 +5,15 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequest, Pairs
 from proxy.own import NAMES, Own, split_query
 
-pure = settings(deadline=None)
+pure = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no failure
 NOT_FOR_A_HEADER = "it holds a space or a character that cannot stand in a header"
 
 

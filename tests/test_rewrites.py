@@ -6,7 +6,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequest, UpstreamUnreachable
@@ -15,7 +15,9 @@ from proxy.rewrites import chat, responses
 from proxy.rewrites.chat import told
 from proxy.rewrites.embeddings import embedding
 
-pure = settings(deadline=None)
+pure = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no failure
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 URL = '{"url":"https://x/i.png"}'

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy import whole
@@ -18,7 +18,9 @@ from proxy.whole import Retold, Whole, expanded, read_whole, retold
 
 Packer = Callable[[bytes], bytes]
 
-pure = settings(deadline=None)
+pure = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no failure
 JSON = b'{"model": "gpt-4o", "messages": []}' * 20
 
 
