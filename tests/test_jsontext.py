@@ -11,9 +11,8 @@ from proxy.errors import BadRequest
 from proxy.jsontext import MAX_DEPTH, elements_of, member, members_of, read, write
 from proxy.own import NAMES
 
-pure = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no failure
+# A busy machine is no failure.
+pure = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 TOO_LARGE = "a number in it is too large, or is none"
 HALF = "it holds half of a surrogate pair"

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from proxy.errors import BadRequest, Pairs
 from proxy.own import NAMES, Own, split_query
 
-pure = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no failure
+# A busy machine is no failure.
+pure = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 NOT_FOR_A_HEADER = "it holds a space or a character that cannot stand in a header"
 
 

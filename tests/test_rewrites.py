@@ -15,9 +15,8 @@ from proxy.rewrites import chat, responses
 from proxy.rewrites.chat import told
 from proxy.rewrites.embeddings import embedding
 
-pure = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no failure
+# A busy machine is no failure.
+pure = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 URL = '{"url":"https://x/i.png"}'

@@ -18,9 +18,8 @@ from proxy.whole import Retold, Whole, expanded, read_whole, retold
 
 Packer = Callable[[bytes], bytes]
 
-pure = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no failure
+# A busy machine is no failure.
+pure = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 JSON = b'{"model": "gpt-4o", "messages": []}' * 20
 
 
@@ -132,6 +131,11 @@ def test_what_is_not_compressed_stays_as_it_is(coding: bytes) -> None:
 )
 def test_a_compressed_body_is_unpacked(coding: bytes, content: bytes) -> None:
     assert expanded(content, coding, len(JSON)) == JSON
+
+
+def test_raw_deflate_may_begin_almost_as_zlib_does() -> None:
+    stored = b"\x08\x02\x00\xfd\xff{}" + b"\x01\x00\x00\xff\xff"  # RFC 1951 3.2.4: bits up to the length are ignored
+    assert expanded(stored, b"deflate", 2) == b"{}"
 
 
 @each_packing
