@@ -51,5 +51,6 @@ class Spool:
     async def _flush(self) -> None:
         content, self._held, self._holding = b"".join(self._held), [], 0
         if self._file is None:
-            self._file = await asyncio.to_thread(TemporaryFile)
+            # Not in a thread: if the client hung up meanwhile, a file that is made there would be nobody's to close.
+            self._file = TemporaryFile()  # noqa: SIM115  `close` closes it
         await asyncio.to_thread(self._file.write, content)
