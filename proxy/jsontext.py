@@ -15,6 +15,8 @@ from proxy.errors import BadRequest
 Container = dict[str, object] | list[object]
 
 MAX_DEPTH = 200
+MAX_VALUES = 500_000  # a value takes far more memory than its text, and who sends it is perhaps not known yet
+STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 BLANKS = re.compile(r"[ \t\n\r]*")
 # Every escape from the left, so that an escaped backslash does not begin one; groups are those that cannot stand.
 ESCAPES = re.compile(
@@ -53,6 +55,8 @@ def read(body: bytes) -> tuple[Members, BadRequest | None]:
         text = body.decode("utf-8-sig")  # RFC 8259 8.1: a byte order mark may be ignored
     except UnicodeDecodeError as problem:
         return {}, BadRequest(f"The body is not JSON: byte {problem.start} is not UTF-8")
+    if _too_many(text):
+        return {}, BadRequest(f"The body holds more than {MAX_VALUES} values")
     reader = Reader(text)
     try:
         reader.read()
@@ -159,6 +163,15 @@ class Reader:
     def _whole(self, text: str) -> int | float:
         # What Python's int() refuses to read, for the time it takes, is still a number.
         return int(text) if len(text) < 4000 else self._finite(text)
+
+
+def _too_many(text: str) -> bool:
+    """Tell whether there are too many values in a text; commas and brackets in strings are none."""
+    return _marks(text) > MAX_VALUES and _marks(STRINGS.sub("", text)) > MAX_VALUES
+
+
+def _marks(text: str) -> int:
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def _too_deep(value: object, text: str) -> bool:

@@ -36,7 +36,7 @@ class Spool:
             if not self._rewound:
                 self._rewound = True
                 await self._flush()
-                self._file.seek(0)
+                await asyncio.to_thread(self._file.seek, 0)
             return await asyncio.to_thread(self._file.read, IN_MEMORY)
         content, self._held = b"".join(self._held), []
         return content

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proxy import jsontext
 from proxy.errors import BadRequest
 from proxy.jsontext import MAX_DEPTH, elements_of, member, members_of, read, write
 from proxy.own import NAMES
@@ -257,3 +258,21 @@ def test_a_member_of_our_own_is_plain_json() -> None:
 )
 def test_the_elements_of_an_array_keep_their_texts(text: str, elements: list[str]) -> None:
     assert elements_of(text) == elements
+
+
+@pytest.mark.parametrize("value", ["[],", "{},", "1,"])
+def test_more_values_than_anyone_means_are_refused_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setattr(jsontext, "MAX_VALUES", 100)
+    members, complaint = read(f'{{"a": [{value * 101}1]}}'.encode())
+    assert members == {}
+    assert "more than 100 values" in str(complaint)
+
+
+def test_commas_and_brackets_in_a_string_are_no_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsontext, "MAX_VALUES", 100)
+    text = json.dumps('a, "quoted" [ { \\' * 101)
+    members, complaint = read(f'{{"a": {text}, "b": 1}}'.encode())
+    assert complaint is None
+    assert members["a"].text == text

@@ -17,15 +17,13 @@ CONTENT = bytes(range(256)) * (3 * IN_MEMORY // 256) + b"the end"
 
 
 class Disk:
-    """Where spools put their files. `files` are those that were made, `threads` where that was done."""
+    """Where spools put their files. `files` are those that were made."""
 
     def __init__(self) -> None:
         self.files: list[IO[bytes]] = []
-        self.threads: list[threading.Thread] = []
         self.make: Callable[[], IO[bytes]] = BytesIO
 
     def __call__(self) -> IO[bytes]:
-        self.threads.append(threading.current_thread())
         self.files.append(self.make())
         return self.files[-1]
 
@@ -82,8 +80,27 @@ async def test_a_spool_has_one_file_and_reads_it_in_pieces(disk: Disk) -> None:
 
 
 async def test_the_disk_is_waited_for_in_another_thread(disk: Disk) -> None:
-    (await written(CONTENT, len(CONTENT))).close()
-    assert disk.threads != [threading.current_thread()]
+    threads = []
+
+    class Noted(BytesIO):
+        def write(self, content: Any) -> int:
+            threads.append(threading.current_thread())
+            return super().write(content)
+
+        def seek(self, place: int, whence: int = 0) -> int:
+            threads.append(threading.current_thread())
+            return super().seek(place, whence)
+
+        def read(self, size: int | None = -1) -> bytes:
+            threads.append(threading.current_thread())
+            return super().read(size)
+
+    disk.make = Noted
+    waiting = await written(CONTENT, len(CONTENT))
+    assert b"".join(await rest_of(waiting)) == CONTENT
+    assert len(threads) > 3
+    assert threading.current_thread() not in threads
+    waiting.close()
 
 
 @pytest.mark.parametrize("reads", [0, 1, 5])

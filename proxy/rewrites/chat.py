@@ -54,7 +54,7 @@ def image_url(image: object) -> str:
     if url := image.get("url"):
         return str(url)
     data = image.get("base64") or ""
-    if data.startswith("data:"):
+    if data[:5].lower() == "data:":
         return str(data)
     data = "".join(data.split())  # base64 is often broken into lines
     if not data:
