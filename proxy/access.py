@@ -5,6 +5,7 @@ First clean, then sign: `admit` takes the client's key out, the gateway drops th
 """
 
 import hmac
+from collections.abc import Iterable
 
 from proxy.errors import Pairs, Unauthorized
 from proxy.headers import first
@@ -35,16 +36,16 @@ class Access:
                 if value:
                     self._defaults.append((name, value.encode()))
 
-    def admit(self, pairs: Pairs) -> Pairs:
+    def admit(self, pairs: Pairs, also: Iterable[bytes] = ()) -> Pairs:
         """Return the fields of a request without those that carry a client key and are not `withheld`.
 
-        The key may stand in `X-API-Key`, in `Authorization: Bearer` or in `api-key`. Raises `Unauthorized` if no field
-        carries one. Where nothing is checked, the fields come back as they are.
+        The key may stand in `X-API-Key`, in `Authorization: Bearer` or in `api-key`, or be one of those that were shown
+        `also`. Raises `Unauthorized` if none of them is. Where nothing is checked, the fields come back as they are.
         """
         if not self._keys:
             return pairs
         carrying = [pair for pair in pairs if pair[0] in CARRIERS and self._is_client_key(_shown(*pair))]
-        if not carrying:
+        if not carrying and not any(self._is_client_key(key) for key in also):
             raise Unauthorized("the client key is missing or wrong")
         if self.withheld:
             return pairs  # where they stand, nothing of the client's goes on anyway

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import pages
 from proxy.access import Access
+from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
 from proxy.routes import Relay
@@ -18,14 +19,17 @@ from proxy.upstream import Upstream
 
 
 class Front:
-    """Sends a request to the page of its path, and any other to the gateway.
+    """Sends a request to what is at its path, or below it, and any other to the relay.
 
     Paths are compared as they were sent: a page's path in another spelling is not that page, and is relayed.
     """
 
-    def __init__(self, pages: dict[bytes, ASGIApp], gateway: ASGIApp, lifespan: ASGIApp) -> None:
-        self._pages = pages
-        self._gateway = gateway
+    def __init__(
+        self, *, at: dict[bytes, ASGIApp], below: tuple[bytes, ASGIApp], relay: ASGIApp, lifespan: ASGIApp
+    ) -> None:
+        self._at = at
+        self._prefix, self._below = below
+        self._relay = relay
         self._lifespan = lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,7 +37,9 @@ class Front:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        await self._pages.get(scope["raw_path"], self._gateway)(scope, receive, send)
+        path: bytes = scope["raw_path"]
+        app = self._at.get(path) or (self._below if path.startswith(self._prefix) else self._relay)
+        await app(scope, receive, send)
 
 
 def spare_the_collector() -> None:
@@ -60,9 +66,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         yield
         await upstream.aclose()
 
+    access = Access(settings)
+    relay = Relay(settings, access)
+    convenience = Convenience(settings, access, relay)
+    ours = Gateway(convenience, upstream)
     front = Front(
-        pages={b"/": pages.welcome(settings), b"/health": pages.health()},
-        gateway=Gateway(Relay(settings, Access(settings)), upstream),
+        at={b"/": pages.welcome(settings), b"/health": pages.health(), **dict.fromkeys(convenience.paths, ours)},
+        below=(convenience.prefix, ours),
+        relay=Gateway(relay, upstream),
         lifespan=Router(lifespan=lifespan),
     )
     return Cors(front, settings.cors_origins)

@@ -44,6 +44,18 @@ class Downstream:
         return target
 
     @property
+    def path(self) -> bytes:
+        """The path as it came, without the query."""
+        path: bytes = self._scope["raw_path"]
+        return path
+
+    @property
+    def query(self) -> bytes:
+        """The query as it came, b"" where there is none."""
+        query: bytes = self._scope["query_string"]
+        return query
+
+    @property
     def client_address(self) -> bytes | None:
         """The address that the connection came from, if the server knows it."""
         client = self._scope["client"]

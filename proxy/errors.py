@@ -81,10 +81,23 @@ class Unauthorized(Failure):
         return b'{"error": "unauthorized"}'
 
 
+class Forbidden(Failure):
+    """A convenience route was called with no client key or a wrong one."""
+
+    status, type, code, result = 403, "forbidden", "OPENAI_PROXY_FORBIDDEN", "forbidden"
+
+
 class NotFound(Failure):
     """The path is not on the list of what is relayed."""
 
     status, type, code, result = 404, "not_found", "OPENAI_PROXY_NOT_FOUND", "validation_error"
+
+
+class BodyTooLarge(Failure):
+    """A convenience route was given more than it takes."""
+
+    status, type, code = 413, "invalid_request_error", "OPENAI_PROXY_BODY_TOO_LARGE"
+    result = "validation_error"
 
 
 class MethodNotAllowed(Failure):

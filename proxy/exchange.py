@@ -1,10 +1,13 @@
 """The nouns that pass between the two banks: the exchange as it is known, the call as it goes out, the answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import getrandbits
-from typing import Protocol
+from typing import Literal, Protocol
 
 from proxy.errors import Pairs
+
+TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
 
 
 def new_id() -> str:
@@ -16,19 +19,24 @@ def new_id() -> str:
 class Exchange:
     """One request and its answer as they pass through: the only mutable record, and it holds no secret.
 
-    `path` is as the client sent it, without its query. `incoming_id` is the client's own `X-Request-Id`.
+    `path` is as the client sent it, without its query. `incoming_id` is the client's own `X-Request-Id`. `timeout` is
+    how many seconds the upstream has for the head and for each silence, None where it is the setting.
     """
 
     id: str
     method: str
     path: str
     incoming_id: str | None = None
+    route: str = "relay"
+    timeout: float | None = None
+    timeout_source: TimeoutSource = "default"
 
 
 class Body(Protocol):
     """A request's body as it comes. `length` is what Content-Length says, None where it comes in chunks."""
 
-    length: int | None
+    @property
+    def length(self) -> int | None: ...
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. May raise what is to end the exchange."""
@@ -53,13 +61,18 @@ class Call:
     """The complete request for the upstream.
 
     `target` is path and query as they go on the wire. `headers` are those of the client that may cross, and our
-    credentials; framing included, `Host` not. `body` is None where the request has none.
+    credentials; framing included, `Host` not. `body` is None where the request has none. `timeout` takes the place of
+    the setting. `retell` makes another body of that of a successful answer, which is read whole for it. `release` lets
+    go of what is kept for the body; whoever has the call calls it when the exchange is over.
     """
 
     method: str
     target: bytes
     headers: Pairs
     body: Body | None
+    timeout: float | None = None
+    retell: Callable[[bytes], bytes] | None = None
+    release: Callable[[], None] | None = None
 
 
 class Sink(Protocol):

@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.downstream import Downstream
 from proxy.errors import Failure, Unforeseen
-from proxy.exchange import Exchange, new_id
+from proxy.exchange import Call, Exchange, new_id
 from proxy.routes import Route
 from proxy.upstream import Upstream, translated
+from proxy.whole import retold
 
 log = logging.getLogger("oxy")
 
@@ -33,17 +34,26 @@ class Gateway:
         downstream = Downstream(scope, receive, send)
         exchange = meet(downstream)
         try:
-            call = self._route.shape(downstream)
-            answer = await self._upstream.open(call)
+            call = await self._route.shape(exchange, downstream)
             try:
-                await downstream.relay(exchange, answer)
+                await self._pass(exchange, call, downstream)
             finally:
-                await answer.close()
+                if call.release is not None:
+                    call.release()
         except Exception as problem:
             await downstream.refuse(exchange, understood(exchange, problem))
         except asyncio.CancelledError:
             if not downstream.gone:  # then it is the server that stops, and that has to know
                 raise
+
+    async def _pass(self, exchange: Exchange, call: Call, downstream: Downstream) -> None:
+        answer = await self._upstream.open(call)
+        try:
+            if call.retell is not None:
+                answer = await retold(answer, call.retell)
+            await downstream.relay(exchange, answer)
+        finally:
+            await answer.close()
 
 
 def understood(exchange: Exchange, problem: Exception) -> Failure:

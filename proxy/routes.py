@@ -5,8 +5,8 @@ from typing import Protocol
 from proxy.access import Access
 from proxy.downstream import Downstream
 from proxy.endpoints import Endpoints
-from proxy.errors import NotFound
-from proxy.exchange import Call
+from proxy.errors import NotFound, Pairs
+from proxy.exchange import Call, Exchange
 from proxy.headers import CLIENT_ADDRESS, CLIENT_ADDRESS_PREFIX, END_HERE, Crossing, append_forwarded_for, outbound
 from proxy.settings import Settings
 
@@ -14,17 +14,13 @@ ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for 
 
 
 class Route(Protocol):
-    """How a request becomes a call. `shape` raises `Failure` where it does not."""
+    """How a request becomes a call. `shape` writes down what it learns, and raises `Failure` where there is no call."""
 
-    name: str
-
-    def shape(self, downstream: Downstream) -> Call: ...
+    async def shape(self, exchange: Exchange, downstream: Downstream) -> Call: ...
 
 
 class Relay:
     """Any method, any path: the call is the request, less what ends here, with the credentials put in."""
-
-    name = "relay"
 
     def __init__(self, settings: Settings, access: Access) -> None:
         self._access = access
@@ -37,20 +33,29 @@ class Relay:
             prefixes += (CLIENT_ADDRESS_PREFIX,)
         self._crossing = Crossing(drop, prefixes)
 
-    def shape(self, downstream: Downstream) -> Call:
+    async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Check the client's key and the path, then return the call."""
         admitted = self._access.admit(downstream.headers)
         target = downstream.target
         if target.startswith(ALIAS + b"/v1/"):
             target = target[len(ALIAS) :]
-        if not self._endpoints.include(target.partition(b"?")[0]):
-            raise NotFound("This endpoint is not served here")
-        headers = outbound(admitted, downstream.fields, self._crossing)
-        if self._append and downstream.client_address:
-            headers = append_forwarded_for(headers, downstream.client_address)
+        self.check(target)
+        headers = self.cleaned(admitted, downstream)
         return Call(
             method=downstream.method,
             target=target,
             headers=headers + self._access.signature(headers),
             body=downstream.upload,
         )
+
+    def check(self, target: bytes) -> None:
+        """Raise `NotFound` if the target's path is not on the list of what is relayed."""
+        if not self._endpoints.include(target.partition(b"?")[0]):
+            raise NotFound("This endpoint is not served here")
+
+    def cleaned(self, admitted: Pairs, downstream: Downstream) -> Pairs:
+        """Return what of an admitted request's fields goes on."""
+        headers = outbound(admitted, downstream.fields, self._crossing)
+        if self._append and downstream.client_address:
+            headers = append_forwarded_for(headers, downstream.client_address)
+        return headers

@@ -54,6 +54,8 @@ class Settings:
     connect_timeout: float = 30.0
     upstream_timeout: float = 600.0
     upstream_max_timeout: float = 900.0
+    default_model: str = "gpt-4o-mini"
+    max_body: int = 64 * values.MEGABYTE
     keep_alive: float = 900.0
     shutdown_grace: float = 30.0
     transport: Transport = "auto"
@@ -106,6 +108,8 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         upstream_max_timeout=max(
             default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
         ),
+        default_model=take("DEFAULT_MODEL", str, "gpt-4o-mini"),
+        max_body=take("PROXY_MAX_BODY_MB", values.megabytes, 64 * values.MEGABYTE),
         keep_alive=take("PROXY_KEEP_ALIVE_MS", values.milliseconds, 900.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Protocol, cast
 
 import httpx
@@ -74,7 +74,10 @@ class Upstream:
         Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
         headers = [self._host, *call.headers]
-        answer = await self._bank.open(call.method, self._place(call.target), headers, call.body, self._timeouts)
+        timeouts = self._timeouts
+        if call.timeout is not None:
+            timeouts = replace(timeouts, read=call.timeout, write=call.timeout)
+        answer = await self._bank.open(call.method, self._place(call.target), headers, call.body, timeouts)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")

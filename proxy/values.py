@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
+MEGABYTE = 1024 * 1024
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -103,6 +104,11 @@ def at_least_one(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ValueError("write a whole number, 1 or more")
     return int(text)
+
+
+def megabytes(text: str) -> int:
+    """Read a size in megabytes; return bytes."""
+    return at_least_one(text) * MEGABYTE
 
 
 def milliseconds(text: str) -> float:

@@ -1,0 +1,74 @@
+"""Convenience requests that are a JSON object, or say all that they have to say in their query."""
+
+from collections.abc import Callable
+
+from proxy.counter import Counter, with_query
+from proxy.downstream import Downstream
+from proxy.errors import BadRequest, BodyTooLarge, Failure
+from proxy.exchange import Call, Exchange
+from proxy.jsontext import Members, read, write
+from proxy.own import NAMES, split_query
+from proxy.rewrites import responses
+from proxy.whole import Whole, expanded, read_whole
+
+JSON = b"application/json"
+
+
+class Objects:
+    """Takes a JSON object, and calls with what `rewrite` makes of its members."""
+
+    def __init__(
+        self,
+        counter: Counter,
+        rewrite: Callable[[Members], Members] = dict,
+        *,
+        target: bytes = b"",
+        retell: Callable[[bytes], bytes] | None = None,
+        empty: responses.Empty = "refused",
+    ) -> None:
+        self._counter = counter
+        self._rewrite = rewrite
+        self._target = target
+        self._retell = retell
+        self._empty = empty
+
+    async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
+        """Read the object, take out what is the proxy's own, and make the call."""
+        query, own = split_query(downstream.query)
+        members, complaint = await self._members(downstream)
+        for name in NAMES:
+            if found := members.pop(name, None):
+                own.add(name, found.value)
+        admitted = self._counter.admit(downstream, own, complaint)
+        members = self._rewrite(members)
+        body = None if self._empty == "nothing" and not members else Whole(write(members).encode())
+        target = with_query(self._target or responses.target(downstream.path), query)
+        call = self._counter.call(exchange, downstream, own, admitted, target=target, body=body, content_type=JSON)
+        if self._retell is not None:
+            call.retell = self._retell
+            call.headers = [pair for pair in call.headers if pair[0] != b"accept-encoding"]
+        return call
+
+    async def _members(self, downstream: Downstream) -> tuple[Members, Failure | None]:
+        body = await read_whole(downstream.upload, self._counter.max_body)
+        if not body and self._empty != "refused":
+            return {}, None
+        try:
+            body = expanded(body, downstream.fields.get(b"content-encoding", b""), self._counter.max_body)
+        except (BadRequest, BodyTooLarge) as complaint:
+            return {}, complaint
+        return read(body)
+
+
+class Queries:
+    """Takes what is the proxy's own out of the query, and calls without a body."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+
+    async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
+        """Make the call."""
+        query, own = split_query(downstream.query)
+        admitted = self._counter.admit(downstream, own, None)
+        target = with_query(responses.target(downstream.path), query)
+        return self._counter.call(exchange, downstream, own, admitted, target=target)

@@ -1,0 +1,56 @@
+"""A body that waits: in memory as far as it is short, on disk beyond."""
+
+import asyncio
+from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import IO
+
+IN_MEMORY = 1024 * 1024
+
+
+class Spool:
+    """Takes a body, and gives it back once. Whoever made it closes it.
+
+    What is written to disk and read from it passes in pieces of `IN_MEMORY` bytes, in a thread, so that a slow disk
+    holds nobody else up. `length` is how much was taken.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._file: IO[bytes] | None = None
+        self._held: list[bytes] = []
+        self._holding = 0
+        self._rewound = False
+
+    async def write(self, piece: bytes) -> None:
+        """Take a piece. Raises `OSError` where the disk does not."""
+        self._held.append(piece)
+        self._holding += len(piece)
+        self.length += len(piece)
+        if self._holding > IN_MEMORY:
+            await self._flush()
+
+    async def read(self) -> bytes:
+        """Return the next bytes, b"" at the end; nothing may be written any more."""
+        if self._file is not None:
+            if not self._rewound:
+                self._rewound = True
+                await self._flush()
+                await asyncio.to_thread(self._file.seek, 0)
+            return await asyncio.to_thread(self._file.read, IN_MEMORY)
+        content, self._held = b"".join(self._held), []
+        return content
+
+    def close(self) -> None:
+        """Let it all go."""
+        self._held = []
+        if self._file is not None:
+            with suppress(OSError):  # what a full disk did not take is written once more, and nobody wants it
+                self._file.close()
+
+    async def _flush(self) -> None:
+        content, self._held, self._holding = b"".join(self._held), [], 0
+        if self._file is None:
+            # Not in a thread: if the client hung up meanwhile, a file that is made there would be nobody's to close.
+            self._file = TemporaryFile()  # noqa: SIM115  `close` closes it
+        await asyncio.to_thread(self._file.write, content)

@@ -1,0 +1,141 @@
+"""Bodies that have to be read whole: requests that are rewritten, and the one answer that is. All of it is bounded."""
+
+import zlib
+from collections.abc import Callable
+
+from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
+from proxy.exchange import Answer, Body, Sink
+
+MOST_OF_AN_ANSWER = 64 * 1024 * 1024
+# What says something about the bytes of a body ends with them (RFC 9110 8, RFC 9530).
+OF_THE_BYTES = frozenset(
+    (
+        *(b"content-length", b"transfer-encoding", b"content-encoding", b"content-type", b"content-md5"),
+        *(b"digest", b"content-digest", b"repr-digest", b"etag", b"accept-ranges"),
+    )
+)
+WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+RAW_DEFLATE = -15
+
+
+class Whole:
+    """A body that is here."""
+
+    def __init__(self, content: bytes) -> None:
+        self.length = len(content)
+        self._rest = content
+
+    async def read(self) -> bytes:
+        """Return all of it, then nothing."""
+        content, self._rest = self._rest, b""
+        return content
+
+
+async def read_whole(body: Body | None, limit: int) -> bytes:
+    """Return a request's body. Raises `BodyTooLarge` as soon as it is known to be longer than `limit` bytes."""
+    if body is None:
+        return b""
+    if (body.length or 0) > limit:
+        raise too_large(limit)
+    pieces, size = [], 0
+    while piece := await body.read():
+        size += len(piece)
+        if size > limit:
+            raise too_large(limit)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """Return what to raise of a body that is longer than `limit` bytes."""
+    return BodyTooLarge(f"The body is larger than the {limit // (1024 * 1024)} MB that this route takes")
+
+
+def expanded(content: bytes, coding: bytes, limit: int) -> bytes:
+    """Return what a client compressed, of one coding or none.
+
+    Raises `BodyTooLarge` beyond `limit` bytes, and `BadRequest` where it is not what the coding says.
+    """
+    coding = coding.strip().lower()
+    if coding in (b"", b"identity"):
+        return content
+    if coding not in WINDOW:
+        raise BadRequest("Content-Encoding: gzip or deflate is expected, or none")
+    window = WINDOW[coding]
+    if coding == b"deflate" and not _has_zlib_header(content):
+        window = RAW_DEFLATE  # what many send under that name
+    decoder = zlib.decompressobj(window)
+    try:
+        text = decoder.decompress(content, limit + 1)
+    except zlib.error:
+        raise BadRequest(f"The body is not {coding.decode()}, as its Content-Encoding says") from None
+    if len(text) > limit:
+        raise too_large(limit)
+    if not decoder.eof or decoder.unused_data:
+        raise BadRequest(f"The body does not end where its {coding.decode()} coding does")
+    return text
+
+
+def _has_zlib_header(content: bytes) -> bool:
+    return len(content) > 1 and content[0] & 0x0F == 8 and (content[0] << 8 | content[1]) % 31 == 0  # RFC 1950 2.2
+
+
+class Retold:
+    """An answer whose body is made anew of the whole of another."""
+
+    complete = True
+
+    def __init__(self, answer: Answer, body: bytes) -> None:
+        self.status = answer.status
+        kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES]
+        length = str(len(body)).encode()
+        self.headers: Pairs = [*kept, (b"content-type", b"application/json"), (b"content-length", length)]
+        self._answer = answer
+        self._body = body
+
+    async def pour(self, sink: Sink) -> None:
+        """Do nothing: all is here."""
+
+    def take(self) -> bytes:
+        """Return the body."""
+        return self._body
+
+    async def close(self) -> None:
+        """Close the answer that it is made of."""
+        await self._answer.close()
+
+
+async def retold(answer: Answer, retell: Callable[[bytes], bytes]) -> Answer:
+    """Return the answer with what `retell` makes of its body, or as it is where it tells of an error.
+
+    Raises `UpstreamUnreachable` where the body cannot be read, and what `retell` raises.
+    """
+    if not 200 <= answer.status < 300:
+        return answer
+    heard = Heard()
+    if not answer.complete:
+        await answer.pour(heard)
+    content = b"".join([*heard.pieces, answer.take()])
+    coding = next((value for name, value in answer.headers if name == b"content-encoding"), b"")
+    try:
+        return Retold(answer, retell(expanded(content, coding, MOST_OF_AN_ANSWER)))
+    except (BadRequest, BodyTooLarge):
+        raise UpstreamUnreachable("The upstream's response cannot be read") from None
+
+
+class Heard:
+    """A sink that keeps what it takes, up to a bound."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self._room = MOST_OF_AN_ANSWER
+
+    def push(self, piece: bytes) -> bool:
+        """Keep a piece."""
+        self.pieces.append(piece)
+        self._room -= len(piece)
+        return self._room >= 0
+
+    async def drain(self) -> None:
+        """Refuse more. Raises `UpstreamUnreachable`."""
+        raise UpstreamUnreachable("The upstream's response is too large")
