@@ -18,13 +18,13 @@ MOST_LINES_OF_A_FUNCTION = 50
 # Lowest first. A room imports from floors below its own, and never from its own: what two of them need belongs below.
 FLOORS = (
     ("the version", "__init__"),
-    ("ground: what can go wrong", "errors"),
-    ("ground: nouns and rules", "exchange headers values"),
+    ("ground: what can go wrong, what was used", "errors usage"),
+    ("ground: nouns and rules", "codings exchange headers values"),
     ("ground: choices", "settings"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
-    ("rooms", "access cors downstream endpoints transport upstream"),
+    ("rooms", "access cors downstream endpoints tap transport upstream"),
     ("which request becomes which call", "routes"),
     ("the life of an exchange", "gateway"),
     ("pages of our own", "pages"),
@@ -60,8 +60,10 @@ WITHOUT_A_TWIN = {
     "errors": "facts: each is heard where it is raised, and test_readme holds the classes and the table together",
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
+    "codings": "test_tap sends each coding through it, and what is none",
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
+    "usage": "test_tap reads each shape of the API through it",
     "values": "test_settings puts every kind of text through it",
 }
 

@@ -1,0 +1,209 @@
+"""Learns usage and model from a copy of an answer's bytes, after they have gone on.
+
+Rules of the house: no I/O, nothing is raised, and what is not certain stays unknown. While the answer passes, its bytes
+are copied and no more; they are looked into once, at the end. Of a long answer the newest bytes are kept, and the
+beginning of the record (a JSON body, or an event of a stream) in the middle of which they start.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from json import JSONDecoder
+
+from proxy.codings import Decoder, decoder
+from proxy.errors import Pairs
+from proxy.usage import Usage, usage_of
+
+HEAD = 8 * 1024
+TAIL = 16 * 1024
+MOST = 2 * TAIL  # kept before it is cut down to the tail, so that on the whole each byte is moved once
+TRIES = 8  # places that are tried in a record of which the middle is missing
+LONGEST_NAME = 256
+
+JSON, EVENT_STREAM = b"application/json", b"text/event-stream"
+USAGE, MODEL = b'"usage"', b'"model"'
+COUNT = b'_tokens"'  # each usage has some, where `"usage":null` may stand in every event
+NAMED = re.compile(MODEL + rb'\s*:\s*"[^"\\]*"')
+DATA = re.compile(rb"^data:(.*)", re.MULTILINE)
+BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+LAST_EVENT = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
+
+Record = dict[str, object]
+read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short texts
+
+
+class Tap:
+    """Hears the pieces of one answer, and tells at the end what it said. `headers` are the answer's own."""
+
+    __slots__ = ("_deaf", "_decoder", "_kept", "_opening", "_streams")
+
+    def __init__(self, headers: Pairs) -> None:
+        fields = dict(headers)
+        media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        coding = fields.get(b"content-encoding", b"identity")
+        self._decoder = decoder(coding) if coding != b"identity" else None
+        self._streams = media_type == EVENT_STREAM
+        self._deaf = not (self._streams or media_type == JSON) or (self._decoder is None and coding != b"identity")
+        self._kept = bytearray()
+        self._opening = b""  # until something is cut off
+
+    def hear(self, piece: bytes) -> None:
+        """Take a copy of the next bytes of the body, as they were on the wire."""
+        if self._deaf:
+            return
+        if self._decoder is None:
+            self._keep(piece)
+            return
+        try:
+            for part in self._decoder.decode(piece):
+                self._keep(part)
+        except Exception:  # each library has its own; what cannot be decoded stays unknown
+            self._forget()
+
+    def told(self, *, complete: bool) -> tuple[Usage | None, str | None]:
+        """Return usage and model as far as they are certain; asked once. `complete` says that the answer was."""
+        if self._decoder is not None and not self._deaf:
+            complete = self._unfold_the_rest(self._decoder) and complete
+        usage = model = None
+        for record in self._events(complete) if self._streams else self._body(complete):
+            usage = usage or usage_of(record.get("usage"))
+            model = model or model_of(record)
+            if usage and model:
+                break
+        return usage, model
+
+    def _keep(self, piece: bytes) -> None:
+        kept = self._kept
+        if len(kept) + len(piece) <= MOST:
+            kept += piece
+            return
+        for start in range(0, len(piece), TAIL):
+            if len(kept) > TAIL:
+                self._cut()
+            kept += piece[start : start + TAIL]
+
+    def _cut(self) -> None:
+        kept = self._kept
+        cut = len(kept) - TAIL
+        start = start_of_event(kept, cut) if self._streams else 0
+        if start or not self._opening:
+            self._opening = bytes(kept[start : start + HEAD])
+        del kept[:cut]
+
+    def _unfold_the_rest(self, decoder: Decoder) -> bool:
+        try:
+            for part in decoder.end():
+                self._keep(part)
+        except Exception:  # as above
+            self._forget()
+        return decoder.whole
+
+    def _forget(self) -> None:
+        self._deaf = True
+        self._kept.clear()
+        self._opening = b""
+
+    def _body(self, complete: bool) -> Iterator[Record]:
+        """Give the body, or what its two ends say, but not the end of a torn one: it may be of any level."""
+        body = bytes(self._kept)
+        if self._opening:
+            yield from ends(self._opening, body if complete else b"")
+        elif record := parsed(body):
+            yield record
+        else:
+            yield from ends(body, b"")
+
+    def _events(self, complete: bool) -> Iterator[Record]:
+        """Give what the events say in which usage or model may stand, the newest first."""
+        text = with_plain_line_ends(self._kept)
+        if not self._opening:
+            text = b"\n\n" + text
+        for wanted in (COUNT, MODEL):
+            start = len(text)
+            while (at := text.rfind(wanted, 0, start)) >= 0:
+                start, end = text.rfind(b"\n\n", 0, at), text.find(b"\n\n", at)
+                event = text[max(start, 0) : end if end >= 0 else None]
+                if start >= 0:
+                    yield response_in(parsed(data_of(event)))
+                    continue
+                if end >= 0 or complete:
+                    yield from self._event_cut_into(event)
+                break
+
+    def _event_cut_into(self, rest: bytes) -> Iterator[Record]:
+        opening = data_of(with_plain_line_ends(self._opening).partition(b"\n\n")[0])
+        line, _, lines = rest.partition(b"\n")
+        nested = LAST_EVENT.match(opening) is not None
+        for event in ends(opening, line + data_of(lines), nested=nested):
+            yield response_in(event)
+
+
+def start_of_event(stream: bytearray, position: int) -> int:
+    """Return where the event in the middle of which a position lies begins; 0 if that cannot be seen any more."""
+    found = ((stream.rfind(line, 0, position + len(line) - 1), len(line)) for line in BLANK_LINES)
+    return max((at + length for at, length in found if at >= 0), default=0)
+
+
+def with_plain_line_ends(text: bytes | bytearray) -> bytes:
+    """Return what an event stream says with LF for each of the three line ends that it may use."""
+    return bytes(text).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def data_of(event: bytes) -> bytes:
+    """Return what the `data` lines of an event say together."""
+    return b"\n".join(DATA.findall(event))
+
+
+def response_in(event: Record) -> Record:
+    """Return the response that an event of the Responses API repeats; other events speak for themselves."""
+    response = event.get("response")
+    return response if isinstance(response, dict) else event
+
+
+def ends(opening: bytes, tail: bytes, *, nested: bool = False) -> Iterator[Record]:
+    """Give what an object says at its outermost level (or `nested`, in its `response`) in its two ends.
+
+    Cut where a member of that level begins or ends, and with braces in the place of what is missing, either end is an
+    object in its own right. At any other level the braces do not match, and the parser refuses.
+    """
+    lead, close = (b'{"response":{', b"}}") if nested else (b"{", b"}")
+    yield ending(tail, USAGE, lead)
+    yield beginning(opening, close)
+    yield ending(tail, MODEL, lead)
+
+
+def beginning(opening: bytes, close: bytes) -> Record:
+    """Return the object that begins here as far as its `model`."""
+    for match in islice(NAMED.finditer(opening), TRIES):
+        if record := parsed(opening[: match.end()] + close):
+            return record
+    return {}
+
+
+def ending(tail: bytes, name: bytes, lead: bytes) -> Record:
+    """Return the object that ends here from its last member of that name on."""
+    at = len(tail)
+    for _ in range(TRIES):
+        at = tail.rfind(name, 0, at)
+        if at < 0:
+            break
+        # A member follows a comma; what follows a backslash is the rest of another name.
+        if tail[max(at - 64, 0) : at].rstrip().endswith(b",") and (record := parsed(lead + tail[at:])):
+            return record
+    return {}
+
+
+def parsed(text: bytes) -> Record:
+    """Return the JSON object that a text is, and an empty one if it is none."""
+    try:
+        said = text.decode().strip()
+        record, end = read_json(said)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) and end == len(said) else {}
+
+
+def model_of(record: Record) -> str | None:
+    """Return the model that an object names, if it is fit to be shown."""
+    name = record.get("model")
+    return name if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() else None
