@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from json import JSONDecoder
 
-from proxy.codings import Decoder, decoder
+from proxy.codings import decoder
 from proxy.errors import Pairs
 from proxy.usage import Usage, usage_of
 
@@ -33,41 +33,45 @@ read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short
 
 
 class Tap:
-    """Hears the pieces of one answer, and tells at the end what it said. `headers` are the answer's own."""
+    """Hears the pieces of one answer, and tells at the end what it said. `headers` are its own, framing included."""
 
-    __slots__ = ("_deaf", "_decoder", "_kept", "_opening", "_streams")
+    __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "_streams")
 
     def __init__(self, headers: Pairs) -> None:
         fields = dict(headers)
-        media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        coding = fields.get(b"content-encoding", b"identity")
-        self._decoder = decoder(coding) if coding != b"identity" else None
+        media_type = fields.get(b"content-type", b"")
+        if media_type != JSON:
+            media_type = media_type.partition(b";")[0].strip().lower()
+        coding = fields.get(b"content-encoding")
+        self._decoder = decoder(coding) if coding is not None else None
         self._streams = media_type == EVENT_STREAM
-        self._deaf = not (self._streams or media_type == JSON) or (self._decoder is None and coding != b"identity")
+        self._mute = not (self._streams or media_type == JSON) or (coding is not None and self._decoder is None)
+        # RFC 9112 6.3: a body that goes on until the connection ends may have been torn, and nobody can tell.
+        self._framed = b"content-length" in fields or b"transfer-encoding" in fields
         self._kept = bytearray()
         self._opening = b""  # until something is cut off
 
     def hear(self, piece: bytes) -> None:
         """Take a copy of the next bytes of the body, as they were on the wire."""
-        if self._deaf:
+        if self._mute:
             return
         if self._decoder is None:
             self._keep(piece)
-            return
-        try:
-            for part in self._decoder.decode(piece):
-                self._keep(part)
-        except Exception:  # each library has its own; what cannot be decoded stays unknown
-            self._forget()
+        else:
+            self._unfold(self._decoder.decode(piece))
 
     def told(self, *, complete: bool) -> tuple[Usage | None, str | None]:
         """Return usage and model as far as they are certain; asked once. `complete` says that the answer was."""
-        if self._decoder is not None and not self._deaf:
-            complete = self._unfold_the_rest(self._decoder) and complete
+        complete = complete and self._framed
+        if self._decoder is not None and not self._mute:
+            self._unfold(self._decoder.end())
+            complete = complete and self._decoder.whole
+        if self._mute:
+            return None, None
         usage = model = None
-        for record in self._events(complete) if self._streams else self._body(complete):
+        for record in self._events(complete) if self._streams else (self._body(complete),):
             usage = usage or usage_of(record.get("usage"))
-            model = model or model_of(record)
+            model = model or model_of(record.get("model"))
             if usage and model:
                 break
         return usage, model
@@ -77,10 +81,21 @@ class Tap:
         if len(kept) + len(piece) <= MOST:
             kept += piece
             return
+        if self._opening and not self._streams:
+            piece = piece[-TAIL:]
         for start in range(0, len(piece), TAIL):
             if len(kept) > TAIL:
                 self._cut()
             kept += piece[start : start + TAIL]
+
+    def _unfold(self, parts: Iterator[bytes]) -> None:
+        try:
+            for part in parts:
+                self._keep(part)
+        except Exception:  # each library has its own; what cannot be decoded stays unknown
+            self._mute = True
+            self._kept.clear()
+            self._opening = b""
 
     def _cut(self) -> None:
         kept = self._kept
@@ -90,31 +105,15 @@ class Tap:
             self._opening = bytes(kept[start : start + HEAD])
         del kept[:cut]
 
-    def _unfold_the_rest(self, decoder: Decoder) -> bool:
-        try:
-            for part in decoder.end():
-                self._keep(part)
-        except Exception:  # as above
-            self._forget()
-        return decoder.whole
-
-    def _forget(self) -> None:
-        self._deaf = True
-        self._kept.clear()
-        self._opening = b""
-
-    def _body(self, complete: bool) -> Iterator[Record]:
-        """Give the body, or what its two ends say, but not the end of a torn one: it may be of any level."""
+    def _body(self, complete: bool) -> Record:
+        """Return what the body says, of which the end is believed only if it is one: it may be of any level."""
         body = bytes(self._kept)
-        if self._opening:
-            yield from ends(self._opening, body if complete else b"")
-        elif record := parsed(body):
-            yield record
-        else:
-            yield from ends(body, b"")
+        if complete or self._opening:
+            return ends(self._opening or body[:HEAD], body if complete else b"")
+        return parsed(body) or ends(body[:HEAD], b"")
 
     def _events(self, complete: bool) -> Iterator[Record]:
-        """Give what the events say in which usage or model may stand, the newest first."""
+        """Give what those events say in which there is usage, the newest first; then the newest that names a model."""
         text = with_plain_line_ends(self._kept)
         if not self._opening:
             text = b"\n\n" + text
@@ -124,23 +123,24 @@ class Tap:
                 start, end = text.rfind(b"\n\n", 0, at), text.find(b"\n\n", at)
                 event = text[max(start, 0) : end if end >= 0 else None]
                 if start >= 0:
-                    yield response_in(parsed(data_of(event)))
+                    yield (record := response_in(parsed(data_of(event))))
+                    if wanted is MODEL and "model" in record:
+                        return
                     continue
                 if end >= 0 or complete:
-                    yield from self._event_cut_into(event)
+                    yield self._event_cut_into(event)
                 break
 
-    def _event_cut_into(self, rest: bytes) -> Iterator[Record]:
+    def _event_cut_into(self, rest: bytes) -> Record:
         opening = data_of(with_plain_line_ends(self._opening).partition(b"\n\n")[0])
         line, _, lines = rest.partition(b"\n")
-        nested = LAST_EVENT.match(opening) is not None
-        for event in ends(opening, line + data_of(lines), nested=nested):
-            yield response_in(event)
+        return ends(opening, line + data_of(lines), nested=LAST_EVENT.match(opening) is not None)
 
 
 def start_of_event(stream: bytearray, position: int) -> int:
     """Return where the event in the middle of which a position lies begins; 0 if that cannot be seen any more."""
-    found = ((stream.rfind(line, 0, position + len(line) - 1), len(line)) for line in BLANK_LINES)
+    lines = BLANK_LINES if b"\r" in stream else BLANK_LINES[:1]
+    found = ((stream.rfind(line, 0, position + len(line) - 1), len(line)) for line in lines)
     return max((at + length for at, length in found if at >= 0), default=0)
 
 
@@ -160,16 +160,16 @@ def response_in(event: Record) -> Record:
     return response if isinstance(response, dict) else event
 
 
-def ends(opening: bytes, tail: bytes, *, nested: bool = False) -> Iterator[Record]:
-    """Give what an object says at its outermost level (or `nested`, in its `response`) in its two ends.
+def ends(opening: bytes, tail: bytes, *, nested: bool = False) -> Record:
+    """Return what an object says at its outermost level (or `nested`, in its `response`) in its two ends.
 
     Cut where a member of that level begins or ends, and with braces in the place of what is missing, either end is an
     object in its own right. At any other level the braces do not match, and the parser refuses.
     """
     lead, close = (b'{"response":{', b"}}") if nested else (b"{", b"}")
-    yield ending(tail, USAGE, lead)
-    yield beginning(opening, close)
-    yield ending(tail, MODEL, lead)
+    at_level = response_in if nested else dict
+    said = at_level(ending(tail, USAGE, lead)) | at_level(beginning(opening, close))
+    return said if "model" in said else at_level(ending(tail, MODEL, lead)) | said
 
 
 def beginning(opening: bytes, close: bytes) -> Record:
@@ -187,8 +187,8 @@ def ending(tail: bytes, name: bytes, lead: bytes) -> Record:
         at = tail.rfind(name, 0, at)
         if at < 0:
             break
-        # A member follows a comma; what follows a backslash is the rest of another name.
-        if tail[max(at - 64, 0) : at].rstrip().endswith(b",") and (record := parsed(lead + tail[at:])):
+        # What follows a backslash is the rest of another name.
+        if tail[max(at - 64, 0) : at].rstrip().endswith((b",", b"{")) and (record := parsed(lead + tail[at:])):
             return record
     return {}
 
@@ -203,7 +203,6 @@ def parsed(text: bytes) -> Record:
     return record if isinstance(record, dict) and end == len(said) else {}
 
 
-def model_of(record: Record) -> str | None:
-    """Return the model that an object names, if it is fit to be shown."""
-    name = record.get("model")
+def model_of(name: object) -> str | None:
+    """Return the name of a model, if it is one that can be shown."""
     return name if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() else None

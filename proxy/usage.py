@@ -1,7 +1,6 @@
 """What an answer says of the tokens that it took, under the names of each part of the API."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple, TypeGuard
 
 MOST = 2**53 - 1  # RFC 8259 6: whole numbers beyond it are not read alike everywhere
 
@@ -17,14 +16,12 @@ OUTPUT_DETAILS = {
     "audio_tokens": "output_audio",
     "image_tokens": "output_image",
 }
-COUNTS = {
+NAMES: dict[str, str | dict[str, str]] = {
     "prompt_tokens": "input",  # chat completions, completions, embeddings
     "input_tokens": "input",  # responses, images, transcriptions
     "completion_tokens": "output",
     "output_tokens": "output",
     "total_tokens": "total",
-}
-DETAILS = {
     "prompt_tokens_details": INPUT_DETAILS,
     "input_tokens_details": INPUT_DETAILS,
     "input_token_details": INPUT_DETAILS,  # transcriptions
@@ -33,9 +30,11 @@ DETAILS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Tokens by kind; None where the answer does not say. `cached` is a part of `input`, `reasoning` of `output`."""
+class Usage(NamedTuple):
+    """Tokens by kind; None where the answer does not say. `cached` is a part of `input`, `reasoning` of `output`.
+
+    A tuple, since making a frozen dataclass of so many fields takes five times as long.
+    """
 
     input: int | None = None
     cached: int | None = None
@@ -54,14 +53,16 @@ def usage_of(said: object) -> Usage | None:
     """Read the member `usage` of an answer; None if it counts no tokens, as where the time of an audio is billed."""
     if not isinstance(said, dict):
         return None
-    counts = _counts(said, COUNTS)
-    for name, kinds in DETAILS.items():
-        details = said.get(name)
-        if isinstance(details, dict):
-            counts |= _counts(details, kinds)
+    counts: dict[str, int] = {}
+    for name, value in said.items():
+        kind = NAMES.get(name)
+        if isinstance(kind, str):
+            if is_count(value):
+                counts[kind] = value
+        elif kind is not None and isinstance(value, dict):
+            counts |= {kind[name]: n for name, n in value.items() if name in kind and is_count(n)}
     return Usage(**counts) if counts else None
 
 
-def _counts(said: Mapping[str, object], kinds: Mapping[str, str]) -> dict[str, int]:
-    # `type` and not `isinstance`: to Python, true is a whole number too.
-    return {kinds[name]: n for name, n in said.items() if name in kinds and type(n) is int and 0 <= n <= MOST}
+def is_count(n: object) -> TypeGuard[int]:
+    return type(n) is int and 0 <= n <= MOST  # to isinstance, true is a whole number too

@@ -21,6 +21,7 @@ else:
 
 Record = dict[str, Any]
 Told = tuple[Usage | None, str | None]
+CHUNKED = (b"transfer-encoding", b"chunked")
 UNKNOWN: Told = (None, None)
 
 CHAT = {
@@ -160,7 +161,7 @@ SHAPES: dict[str, tuple[Record, Usage | None, str | None]] = {
         "gpt-4o",
     ),
 }
-LONG = 'a \\"usage\\" that is \n none, é, {[ ' * 4000
+LONG = 'a \\"usage\\" that is \n none, é, {[ ' * 1200
 
 
 def raw_deflate(body: bytes) -> bytes:
@@ -169,7 +170,7 @@ def raw_deflate(body: bytes) -> bytes:
 
 
 CODINGS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
-    "plain": (b"identity", bytes),
+    "plain": (b"", bytes),
     "gzip": (b"gzip", gzip.compress),
     "deflate": (b"deflate", zlib.compress),
     "bare deflate": (b"Deflate", raw_deflate),
@@ -213,8 +214,8 @@ FORMS: dict[str, tuple[bytes, Callable[[Record], bytes]]] = {
 JSON, SSE = FORMS["JSON"][0], FORMS["SSE"][0]
 
 
-def heard(media_type: bytes, *pieces: bytes, coding: bytes = b"identity", complete: bool = True) -> Told:
-    tap = Tap([(b"date", b"today"), (b"content-type", media_type), (b"content-encoding", coding)])
+def heard(media_type: bytes, *pieces: bytes, coding: bytes = b"", complete: bool = True) -> Told:
+    tap = Tap([CHUNKED, (b"content-type", media_type), *([(b"content-encoding", coding)] if coding else [])])
     for piece in pieces:
         tap.hear(piece)
     return tap.told(complete=complete)
