@@ -7,7 +7,6 @@ beginning of the record (a JSON body, or an event of a stream) in the middle of 
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 from json import JSONDecoder
 
 from proxy.codings import decoder
@@ -23,10 +22,17 @@ LONGEST_NAME = 256
 JSON, EVENT_STREAM = b"application/json", b"text/event-stream"
 USAGE, MODEL = b'"usage"', b'"model"'
 COUNT = b'_tokens"'  # each usage has some, where `"usage":null` may stand in every event
-NAMED = re.compile(MODEL + rb'\s*:\s*"[^"\\]*"')
 DATA = re.compile(rb"^data:(.*)", re.MULTILINE)
 BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
-LAST_EVENT = re.compile(rb'\s*\{\s*"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
+
+# Members of an object, whose values hold at most flat objects and arrays. No byte is ever tried twice.
+STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+FLAT = rb'[^][{}"]*+(?:%b[^][{}"]*+)*+' % STRING
+VALUE = rb"(?:%b|[\w.+-]++|\{%b\}|\[%b\])" % (STRING, FLAT, FLAT)
+MEMBERS = rb"(?:\s*+%b\s*+:\s*+%b\s*+,)*?\s*+" % (STRING, VALUE)
+UP_TO_MODEL = re.compile(rb'\s*+\{%b"model"\s*+:\s*+"([^"\\]*+)"' % MEMBERS, re.DOTALL)
+LAST_EVENT = rb'\s*+\{\s*+"type"\s*+:\s*+"response\.(?:completed|incomplete|failed)"\s*+,%b"response"\s*+:' % MEMBERS
+UP_TO_RESPONSE = re.compile(LAST_EVENT, re.DOTALL)
 
 Record = dict[str, object]
 read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short texts
@@ -134,7 +140,8 @@ class Tap:
     def _event_cut_into(self, rest: bytes) -> Record:
         opening = data_of(with_plain_line_ends(self._opening).partition(b"\n\n")[0])
         line, _, lines = rest.partition(b"\n")
-        return ends(opening, line + data_of(lines), nested=LAST_EVENT.match(opening) is not None)
+        response = UP_TO_RESPONSE.match(opening)
+        return ends(opening[response.end() if response else 0 :], line + data_of(lines), nested=response is not None)
 
 
 def start_of_event(stream: bytearray, position: int) -> int:
@@ -161,23 +168,16 @@ def response_in(event: Record) -> Record:
 
 
 def ends(opening: bytes, tail: bytes, *, nested: bool = False) -> Record:
-    """Return what an object says at its outermost level (or `nested`, in its `response`) in its two ends.
+    """Return what an object says at its outermost level in its two ends; if `nested`, it is the `response` of another.
 
-    Cut where a member of that level begins or ends, and with braces in the place of what is missing, either end is an
-    object in its own right. At any other level the braces do not match, and the parser refuses.
+    What begins at a member of that level and goes on to the end is, with a brace before it, an object in its own right.
+    At any other level the braces do not match, and the parser refuses.
     """
-    lead, close = (b'{"response":{', b"}}") if nested else (b"{", b"}")
-    at_level = response_in if nested else dict
-    said = at_level(ending(tail, USAGE, lead)) | at_level(beginning(opening, close))
-    return said if "model" in said else at_level(ending(tail, MODEL, lead)) | said
-
-
-def beginning(opening: bytes, close: bytes) -> Record:
-    """Return the object that begins here as far as its `model`."""
-    for match in islice(NAMED.finditer(opening), TRIES):
-        if record := parsed(opening[: match.end()] + close):
-            return record
-    return {}
+    lead, at_level = (b'{"response":{', response_in) if nested else (b"{", dict)
+    said = at_level(ending(tail, USAGE, lead))
+    if match := UP_TO_MODEL.match(opening):
+        return {**said, "model": match[1].decode(errors="replace")}
+    return at_level(ending(tail, MODEL, lead)) | said
 
 
 def ending(tail: bytes, name: bytes, lead: bytes) -> Record:

@@ -1,6 +1,6 @@
 """What an answer says of the tokens that it took, under the names of each part of the API."""
 
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 MOST = 2**53 - 1  # RFC 8259 6: whole numbers beyond it are not read alike everywhere
 
@@ -16,12 +16,14 @@ OUTPUT_DETAILS = {
     "audio_tokens": "output_audio",
     "image_tokens": "output_image",
 }
-NAMES: dict[str, str | dict[str, str]] = {
+COUNTS = {
     "prompt_tokens": "input",  # chat completions, completions, embeddings
     "input_tokens": "input",  # responses, images, transcriptions
     "completion_tokens": "output",
     "output_tokens": "output",
     "total_tokens": "total",
+}
+DETAILS = {
     "prompt_tokens_details": INPUT_DETAILS,
     "input_tokens_details": INPUT_DETAILS,
     "input_token_details": INPUT_DETAILS,  # transcriptions
@@ -54,15 +56,14 @@ def usage_of(said: object) -> Usage | None:
     if not isinstance(said, dict):
         return None
     counts: dict[str, int] = {}
-    for name, value in said.items():
-        kind = NAMES.get(name)
-        if isinstance(kind, str):
-            if is_count(value):
-                counts[kind] = value
-        elif kind is not None and isinstance(value, dict):
-            counts |= {kind[name]: n for name, n in value.items() if name in kind and is_count(n)}
+    _count(counts, COUNTS, said)
+    for name, kinds in DETAILS.items():
+        if name in said and isinstance(details := said[name], dict):
+            _count(counts, kinds, details)
     return Usage(**counts) if counts else None
 
 
-def is_count(n: object) -> TypeGuard[int]:
-    return type(n) is int and 0 <= n <= MOST  # to isinstance, true is a whole number too
+def _count(counts: dict[str, int], kinds: dict[str, str], said: dict[str, object]) -> None:
+    for name, n in said.items():
+        if name in kinds and type(n) is int and 0 <= n <= MOST:  # to isinstance, true is a whole number too
+            counts[kinds[name]] = n
