@@ -49,8 +49,8 @@ class Inflater:
         raise ValueError("it unfolds too far")
 
     def end(self) -> Iterator[bytes]:
-        # What zlib still has after its last input is no longer than a few repetitions of up to 258 bytes each.
-        return iter(() if self._stream is None else (self._stream.flush(),))
+        if self._stream is not None:
+            yield self._stream.flush()  # what repetitions of up to 258 bytes it still had to write out, and no more
 
 
 class Unpacker:
@@ -72,7 +72,7 @@ class Unpacker:
         if len(self._coded) + len(piece) > MOST_CODED:
             raise ValueError("too many coded bytes")
         self._coded += piece
-        return iter(())
+        yield from ()
 
     def end(self) -> Iterator[bytes]:
         part = self._decompress(bytes(self._coded))

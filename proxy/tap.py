@@ -71,9 +71,10 @@ class Tap:
         complete = complete and self._framed
         if self._decoder is not None and not self._mute:
             self._unfold(self._decoder.end())
-            complete = complete and self._decoder.whole
         if self._mute:
             return None, None
+        if self._decoder is not None:
+            complete = complete and self._decoder.whole
         usage = model = None
         for record in self._events(complete) if self._streams else (self._body(complete),):
             usage = usage or usage_of(record.get("usage"))
@@ -140,6 +141,8 @@ class Tap:
     def _event_cut_into(self, rest: bytes) -> Record:
         opening = data_of(with_plain_line_ends(self._opening).partition(b"\n\n")[0])
         line, _, lines = rest.partition(b"\n")
+        if not opening:
+            line = b""  # of what it is the end cannot be told
         response = UP_TO_RESPONSE.match(opening)
         return ends(opening[response.end() if response else 0 :], line + data_of(lines), nested=response is not None)
 
