@@ -177,7 +177,7 @@ def raw_deflate(body: bytes) -> bytes:
 
 CODINGS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
     "plain": (b"", bytes),
-    "gzip": (b"gzip", gzip.compress),
+    "gzip": (b"gzip", partial(gzip.compress, mtime=0)),
     "deflate": (b"deflate", zlib.compress),
     "bare deflate": (b"Deflate", raw_deflate),
     "br": (b"br", partial(brotli.compress, quality=3)),
@@ -348,16 +348,16 @@ def test_a_body_torn_where_a_nested_object_ends_is_not_believed() -> None:
         assert heard(JSON, torn, coding=b"gzip") == (None, "m")
 
 
-@given(shapes, forms, encodings, texts, st.data())
+@given(shapes, forms, encodings, texts, st.integers(0, 10**6), st.integers(0, 7))
 def test_a_flipped_bit_elsewhere_changes_no_number(
-    shape: str, form: str, encoding: str, text: str, data: st.DataObject
+    shape: str, form: str, encoding: str, text: str, place: int, bit: int
 ) -> None:
     record, usage, _ = SHAPES[shape]
     (media_type, said), (coding, encode) = FORMS[form], CODINGS[encoding]
     plain = said(grown(record, text))
     body = bytearray(encode(plain))
-    place = data.draw(st.integers(0, len(body) - 1))
-    body[place] ^= 1 << data.draw(st.integers(0, 7))
+    place %= len(body)
+    body[place] ^= 1 << bit
     told, _ = heard(media_type, bytes(body), coding=coding)
     own = range(plain.rfind(b'"usage"'), len(plain))  # a flipped digit is a digit
     assert told in (usage, None) or (encoding == "plain" and place in own) or encoding in ("bare deflate", "br", "zstd")
