@@ -444,6 +444,33 @@ def test_a_line_that_is_no_data_is_not_believed() -> None:
     assert heard(SSE, b": " + b"x" * 100_000 + b"\n\n" + whole) == (Usage(total=1), "m")
 
 
+@pytest.mark.parametrize("text", ["short", LONG], ids=["short", "long"])
+def test_a_name_that_ends_alike_is_another_name(text: str) -> None:
+    record = {"text": [[[text]]], '"usage': {"total_tokens": 666}, '"model': "decoy"}
+    assert heard(JSON, as_json(record)) == UNKNOWN
+
+
+def test_each_long_event_is_known_by_its_own_beginning() -> None:
+    deltas = b"data: %b\n\n" % as_json({"type": "delta", "delta": LONG})
+    assert heard(SSE, deltas, as_event(grown(SHAPES["response"][0], LONG))) == (RESPONSE_USAGE, "gpt-5")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("place", range(-5, 6))
+def test_no_event_is_taken_for_another_where_the_copy_begins_between_them(place: int, end: bytes) -> None:
+    before = b'data: {"type": "response.completed", "response": {"id": 1}}\n\n'.replace(b"\n", end)
+    after = b'data: {"text": "%b", "x": {"a": 1, "usage": {"total_tokens": 666}}}\n\n' % (b"x" * 4 * TAIL)
+    stream = before + after.replace(b"\n", end)
+    start = len(before) + place + TAIL
+    assert heard(SSE, stream[:start], stream[start:]) == UNKNOWN
+
+
+def test_a_comment_that_the_copy_cuts_into_is_not_believed() -> None:
+    comment = b": %b" % (b"x" * 200) + b',"usage":{"total_tokens":666}}\n\n'
+    stream = comment + b'data: {"x": 1}\n\n' * 4000
+    assert heard(SSE, stream[: 100 + TAIL], stream[100 + TAIL : 110 + 2 * TAIL]) == UNKNOWN
+
+
 def held(tap: Tap) -> int:
     return sum(sys.getsizeof(getattr(tap, slot)) for slot in Tap.__slots__)
 
