@@ -18,14 +18,14 @@ MOST_LINES_OF_A_FUNCTION = 50
 # Lowest first. A room imports from floors below its own, and never from its own: what two of them need belongs below.
 FLOORS = (
     ("the version", "__init__"),
-    ("ground: what can go wrong", "errors"),
-    ("ground: nouns and rules", "exchange headers jsontext values"),
+    ("ground: what can go wrong, what was used", "errors usage"),
+    ("ground: nouns and rules", "codings exchange headers jsontext values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
-    ("rooms", "access cors downstream endpoints transport upstream veil"),
+    ("rooms", "access cors downstream endpoints tap transport upstream veil"),
     ("which request becomes which call", "routes"),
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),
@@ -66,8 +66,10 @@ WITHOUT_A_TWIN = {
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
     "counter": "what it makes of a request is heard on the wire: test_objects and test_forms",
+    "codings": "test_tap sends each coding through it, and what is none",
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
+    "usage": "test_tap reads each shape of the API through it",
     "values": "test_settings puts every kind of text through it",
 }
 
