@@ -1,10 +1,23 @@
 """The nouns that pass between the two banks: the exchange as it is known, the call as it goes out, the answer."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from random import getrandbits
-from typing import Protocol
+from typing import Literal, Protocol
 
 from proxy.errors import Pairs
+
+Result = Literal[
+    "success",
+    "validation_error",
+    "forbidden",
+    "proxy_overloaded",
+    "upstream_api_error",
+    "upstream_timeout",
+    "upstream_transport",
+    "client_cancelled",
+    "internal_error",
+]
 
 
 def new_id() -> str:
@@ -12,17 +25,70 @@ def new_id() -> str:
     return f"{getrandbits(128):032x}"
 
 
+class Usage(Protocol):
+    """How many tokens an answer says that it took; None where it does not say.
+
+    `cached` is a part of `input`, `reasoning` of `output`. Further attributes of what comes as text, audio and images
+    are written down where there are any (`entry.KINDS`).
+    """
+
+    @property
+    def input(self) -> int | None: ...
+    @property
+    def cached(self) -> int | None: ...
+    @property
+    def output(self) -> int | None: ...
+    @property
+    def reasoning(self) -> int | None: ...
+    @property
+    def total(self) -> int | None: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Exchange:
     """One request and its answer as they pass through: the only mutable record, and it holds no secret.
 
-    `path` is as the client sent it, without its query. `incoming_id` is the client's own `X-Request-Id`.
+    Once it is entered in the ledger nobody changes it any more. Times are seconds, but for `began`, the time of day.
+
+      route           the name of the route, never a path
+      path            as the client sent it, without its query
+      incoming_id     the client's own `X-Request-Id`
+      status          of the answer, 499 where nobody was left to hear one
+      result          the one word for how it ended; what nobody has judged is a fault of ours
+      first_byte      from `began` until the head of the answer went to the client
+      upstream_wait   from the call going out until the upstream's head
+      timeout_source  where `timeout` comes from: "default", "provided", "invalid", "clamped"
+      timed_out       what took too long, where something did: "connect", "head", "idle"
+      failure, detail what went wrong, in words for the client and in words for the operator
+      key             the name of the client key, never the key
     """
 
     id: str
     method: str
     path: str
     incoming_id: str | None = None
+    route: str = "relay"
+    began: float = field(default_factory=time.time)
+    status: int | None = None
+    result: Result = "internal_error"
+    timeout: float | None = None
+    timeout_source: str | None = None
+    timed_out: str | None = None
+    stream: bool = False
+    model: str | None = None
+    first_byte: float | None = None
+    duration: float = 0.0
+    upstream_wait: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    upstream_id: str | None = None
+    usage: Usage | None = None
+    retries: int = 0
+    overloaded: bool = False
+    cancelled: bool = False
+    failure: str | None = None
+    detail: str | None = None
+    key: str | None = None
 
 
 class Body(Protocol):
