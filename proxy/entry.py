@@ -9,9 +9,9 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 from proxy.exchange import Exchange, Usage
@@ -21,15 +21,16 @@ Redact = Callable[[str], str]
 
 PIPE_BUF = 4096
 LONGEST_PATH = 2048
-LONGEST_NAME = 128
-LONGEST_MESSAGE = 160
-LONGEST_DETAIL = 240
+LONGEST_NAME = 100
+LONGEST_MESSAGE = 150
+LONGEST_DETAIL = 200
 
 # `input` and `output` are the whole; the others are parts of them, `total` their sum.
 KINDS = (
     *("input", "cached", "output", "reasoning", "total"),
     *("input_text", "input_audio", "input_image", "output_text", "output_audio", "output_image"),
 )
+counts_of = attrgetter(*KINDS)
 MOST_TOKENS = 10**9  # beyond that it is no count, whatever it was that the upstream said
 
 COLOURS = {"2xx": "32", "3xx": "36", "4xx": "33", "5xx": "31"}  # ECMA-48 8.3.117: green, cyan, yellow, red
@@ -40,8 +41,7 @@ ORDINARY = re.compile(rf"{PLAIN.pattern[:-1]}{{0,{LONGEST_NAME}}}(?:\n{PLAIN.pat
 READABLE = re.compile(r"[ -~]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):  # made for each exchange: a frozen dataclass takes several times as long
     """What a book may write down of an exchange: the facts that were chosen, and the same as a line of JSON."""
 
     began: float
@@ -119,8 +119,8 @@ def tokens(usage: Usage | None) -> dict[str, int]:
     """Return the counts that are known by their kind."""
     if usage is None:
         return {}
-    found = ((kind, getattr(usage, kind, None)) for kind in KINDS)
-    return {kind: count for kind, count in found if type(count) is int and 0 <= count < MOST_TOKENS}
+    counts = zip(KINDS, counts_of(usage), strict=True)
+    return {kind: count for kind, count in counts if type(count) is int and 0 <= count < MOST_TOKENS}
 
 
 def status_class(status: int | None) -> str:

@@ -26,10 +26,9 @@ def new_id() -> str:
 
 
 class Usage(Protocol):
-    """How many tokens an answer says that it took; None where it does not say.
+    """How many tokens an answer says that it took, by kind; None where it does not say.
 
-    `cached` is a part of `input`, `reasoning` of `output`. Further attributes of what comes as text, audio and images
-    are written down where there are any (`entry.KINDS`).
+    `cached` is a part of `input`, `reasoning` of `output`, and so are those of text, audio and images.
     """
 
     @property
@@ -42,6 +41,18 @@ class Usage(Protocol):
     def reasoning(self) -> int | None: ...
     @property
     def total(self) -> int | None: ...
+    @property
+    def input_text(self) -> int | None: ...
+    @property
+    def input_audio(self) -> int | None: ...
+    @property
+    def input_image(self) -> int | None: ...
+    @property
+    def output_text(self) -> int | None: ...
+    @property
+    def output_audio(self) -> int | None: ...
+    @property
+    def output_image(self) -> int | None: ...
 
 
 @dataclass(slots=True, kw_only=True)

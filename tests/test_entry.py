@@ -20,14 +20,19 @@ SECRET = "sk-planted-0123456789"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the tap makes of an answer; some kinds it may not know at all."""
+    """What the tap makes of an answer."""
 
     input: int | None = 120
     cached: int | None = 20
     output: int | None = 30
     reasoning: int | None = None
     total: int | None = 150
+    input_text: int | None = None
+    input_audio: int | None = None
+    input_image: int | None = None
+    output_text: int | None = None
     output_audio: int | None = 5
+    output_image: int | None = None
 
 
 def full(**changes: Any) -> Exchange:
@@ -188,7 +193,7 @@ def test_a_path_keeps_what_it_is_recognised_by() -> None:
 @settings(max_examples=30)
 def test_the_worst_entry_still_goes_through_a_pipe_in_one_piece(texts: dict[str, str]) -> None:
     long = {field: (text or "\\") * 3000 for field, text in texts.items()}
-    widest = {"usage": Usage(*[10**9 - 1] * 6), "first_byte": 1e5 / 3, "duration": 1e5 / 3, "bytes_in": 2**60}
+    widest = {"usage": Usage(*[10**9 - 1] * len(KINDS)), "first_byte": 1e5 / 3, "duration": 1e5 / 3, "bytes_in": 2**60}
     written = entry(full(**{**FAILED, **long, **widest}), Redaction())
     assert len(written.json) < PIPE_BUF
     assert len(as_text(written.facts, colour=True)) < PIPE_BUF
@@ -205,7 +210,7 @@ def test_what_is_no_count_of_tokens_is_left_out(count: Any) -> None:
 
 
 def test_a_kind_of_token_that_is_none_is_left_out() -> None:
-    assert "tokens" not in facts(full(usage=Usage(*[None] * 6)), Redaction())
+    assert "tokens" not in facts(full(usage=Usage(*[None] * len(KINDS))), Redaction())
     assert set(facts(full(usage=Usage()), Redaction())["tokens"]) < set(KINDS)
 
 
