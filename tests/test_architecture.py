@@ -25,7 +25,7 @@ FLOORS = (
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
-    ("rooms", "access cors downstream endpoints history ledger lines recall transport upstream"),
+    ("rooms", "access cors downstream endpoints history ledger lines metrics recall transport upstream workspace"),
     ("what is read from the history", "report"),
     ("which request becomes which call", "routes"),
     ("the life of an exchange", "gateway"),
@@ -46,6 +46,7 @@ DOORS = {
         "the way upstream; app names the type of a transport and no more",
     ),
     "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
+    "prometheus_client": ("metrics", "what Prometheus reads, and how several workers add up"),
     "starlette": (
         "cycle protocol cors downstream gateway pages app demo",
         "ASGI's types; what our pages are made of",
