@@ -76,6 +76,11 @@ class History:
             self._transact(now)
         except (sqlite3.Error, OSError) as problem:
             self._rest(problem)
+        except Exception:  # a fault of ours, which would come again with each try
+            self._hang_up()
+            self.dropped += len(self._unwritten)
+            self._unwritten.clear()
+            raise
 
     def close(self, patience: float) -> None:
         """Close the file; what could not be written by now is lost. Called when nobody writes any more."""

@@ -10,7 +10,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from proxy.entry import Book, Entry, Redact, entry
 from proxy.exchange import Exchange
@@ -57,12 +58,12 @@ class Ledger:
 
     def enter(self, exchange: Exchange) -> None:
         """Take an exchange that is settled. It is not to change any more."""
-        waiting = len(self._waiting)
-        if waiting >= MOST_WAITING:
+        if len(self._waiting) >= MOST_WAITING:
             self.dropped += 1
             return
         self._waiting.append(exchange)
-        if not waiting:
+        waiting = len(self._waiting)  # counted after it: else the clerk could go to sleep in between
+        if waiting == 1:
             self._some.set()
         elif waiting == BATCH:
             self._enough.set()
@@ -85,14 +86,16 @@ class Ledger:
             self._write_down()
         self._write_down()
         for book in self._books:
-            book.close(max(0.0, self._give_up - time.monotonic()))
+            with self._whatever_happens(book.name):
+                book.close(max(0.0, self._give_up - time.monotonic()))
 
     def _write_down(self) -> None:
         """Write all that waits, in batches; once with nothing where nothing does."""
         while True:
             batch = self._next_batch()
             for book in self._books:
-                self._write_into(book, batch)
+                with self._whatever_happens(book.name):
+                    book.write(batch)
             if not self._waiting:
                 break
         if missing := self.dropped - self._told:
@@ -102,15 +105,19 @@ class Ledger:
     def _next_batch(self) -> list[Entry]:
         batch: list[Entry] = []
         while self._waiting and len(batch) < BATCH:
-            batch.append(entry(self._waiting.popleft(), self._redact))
+            exchange = self._waiting.popleft()
+            with self._whatever_happens("entries"):
+                batch.append(entry(exchange, self._redact))
             if len(batch) % SLICE == 0:
                 time.sleep(BREATH)
         return batch
 
-    def _write_into(self, book: Book, batch: Sequence[Entry]) -> None:
+    @contextmanager
+    def _whatever_happens(self, name: str) -> Iterator[None]:
+        """Let a fault of ours cost what it is in, and not the clerk, who has the other books and entries to write."""
         try:
-            book.write(batch)
-        except Exception:  # one book's trouble is not another's, nor that of the entries to come
-            if book.name not in self._complained:
-                self._complained.add(book.name)
-                log.exception("the ledger's %s could not be written; this is said once", book.name)
+            yield
+        except Exception:
+            if name not in self._complained:
+                self._complained.add(name)
+                log.exception("the ledger's %s could not be written; this is said once", name)

@@ -94,6 +94,11 @@ class Lines:
                 select.select([], [self._fd], [])
 
 
-def log_lines(stream: TextIO, log_format: LogFormat, environ: Mapping[str, str]) -> Lines:
-    """Return the book for a stream; text is coloured on a terminal, unless NO_COLOR is set (no-color.org)."""
+def log_lines(stream: TextIO | None, log_format: LogFormat, environ: Mapping[str, str]) -> Lines:
+    """Return the book for a stream; text is coloured on a terminal, unless NO_COLOR is set (no-color.org).
+
+    Where standard output is closed, Python has no stream for it, and every line is dropped.
+    """
+    if stream is None:
+        return Lines(-1, log_format)
     return Lines(stream.fileno(), log_format, colour=stream.isatty() and not environ.get("NO_COLOR"))

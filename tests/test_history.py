@@ -275,6 +275,14 @@ def test_a_locked_file_costs_a_wait_and_nothing_more(
     assert "database is locked" in told[0]
 
 
+def test_an_entry_that_no_table_can_take_costs_only_what_came_with_it(history: History, file: Path) -> None:
+    with pytest.raises(OverflowError):
+        history.write([written(bytes_in=2**64), written()])
+    history.write([written()])
+    assert history.dropped == 2
+    assert Recall(file).totals()["requests"] == 1
+
+
 ON_A_FULL_DISK = """
     import logging, resource, sys
     from pathlib import Path

@@ -124,6 +124,19 @@ def test_a_book_that_breaks_is_told_of_once_and_stops_no_other(
     assert told == ["the ledger's first could not be written; this is said once"]
 
 
+def test_an_exchange_that_cannot_be_spelled_costs_no_other(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], told: list[str]
+) -> None:
+    ledger = open_ledger()
+    odd, even = exchange(), exchange()
+    odd.began = float("inf")
+    ledger.enter(odd)
+    ledger.enter(even)
+    until(lambda: shelves[0].ids)
+    assert shelves[0].ids == [even.id]
+    assert told == ["the ledger's entries could not be written; this is said once"]
+
+
 def test_a_stuck_book_blocks_nobody_and_what_is_too_much_is_counted_and_told(
     open_ledger: Open, shelves: tuple[Shelf, Shelf], told: list[str]
 ) -> None:

@@ -197,3 +197,10 @@ def test_elsewhere_text_has_no_colour(pipe: Pipe) -> None:
         lines.write([written(1)])
         assert "\x1b" not in pipe.read(1)[0]
         lines.close(PATIENCE)
+
+
+def test_where_stdout_is_closed_every_line_is_dropped() -> None:
+    lines = log_lines(None, "json", {})
+    lines.write([written(1)])
+    until(lambda: lines.dropped == 1)
+    lines.close(PATIENCE)
