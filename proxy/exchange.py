@@ -18,6 +18,7 @@ Result = Literal[
     "client_cancelled",
     "internal_error",
 ]
+TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
 
 
 def new_id() -> str:
@@ -68,7 +69,7 @@ class Exchange:
       result          the one word for how it ended; what nobody has judged is a fault of ours
       first_byte      from `began` until the head of the answer went to the client
       upstream_wait   from the call going out until the upstream's head
-      timeout_source  where `timeout` comes from: "default", "provided", "invalid", "clamped"
+      timeout         in force for the head and for each silence; `timeout_source` is where it comes from
       timed_out       what took too long, where something did: "connect", "head", "idle"
       failure, detail what went wrong, in words for the client and in words for the operator
       key             the name of the client key, never the key
@@ -83,7 +84,7 @@ class Exchange:
     status: int | None = None
     result: Result = "internal_error"
     timeout: float | None = None
-    timeout_source: str | None = None
+    timeout_source: TimeoutSource = "default"
     timed_out: str | None = None
     stream: bool = False
     model: str | None = None

@@ -146,7 +146,15 @@ def test_of_an_exchange_that_has_just_begun_little_is_written() -> None:
     assert chosen.pop("time").startswith("20")
     assert chosen == {
         **{"id": ID, "route": "relay", "method": "GET", "path": "/", "stream": False, "result": "internal_error"},
-        **{"duration": 0.0, "bytes_in": 0, "bytes_out": 0, "retries": 0, "overloaded": False, "cancelled": False},
+        **{
+            "timeout_source": "default",
+            "duration": 0.0,
+            "bytes_in": 0,
+            "bytes_out": 0,
+            "retries": 0,
+            "overloaded": False,
+            "cancelled": False,
+        },
     }
 
 
