@@ -69,6 +69,14 @@ def test_it_is_kept_from_one_run_to_the_next(history: History, file: Path) -> No
     assert Recall(file).totals()["requests"] == 2
 
 
+@pytest.mark.parametrize("durations", [(3.0, 1.0), (1.0, 3.0)])
+def test_the_longest_time_is_that_of_all_batches(history: History, file: Path, durations: tuple[float, float]) -> None:
+    for duration in durations:
+        history.write([written(duration=duration)])
+    assert Recall(file).totals()["longest"] == 3.0
+    assert max(row["longest"] for row in Recall(file).minutes()) == 3.0
+
+
 def test_the_newest_entries_are_kept_and_the_totals_of_all(
     history: History, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

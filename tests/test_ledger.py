@@ -81,7 +81,10 @@ def open_ledger(shelves: tuple[Shelf, Shelf]) -> Iterator[Open]:
         ledger.close()
 
 
-def test_what_is_entered_reaches_every_book_in_order(open_ledger: Open, shelves: tuple[Shelf, Shelf]) -> None:
+def test_what_is_entered_reaches_every_book_in_order(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "TICK", 2 * PATIENCE)
     ledger = open_ledger()
     entered = [exchange() for _ in range(3)]
     for each in entered:
