@@ -1,12 +1,25 @@
 """The nouns that pass between the two banks: the exchange as it is known, the call as it goes out, the answer."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import getrandbits
 from typing import Literal, Protocol
 
 from proxy.errors import Pairs
+from proxy.usage import Usage
 
+Result = Literal[
+    "success",
+    "validation_error",
+    "forbidden",
+    "proxy_overloaded",
+    "upstream_api_error",
+    "upstream_timeout",
+    "upstream_transport",
+    "client_cancelled",
+    "internal_error",
+]
 TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
 
 
@@ -19,8 +32,19 @@ def new_id() -> str:
 class Exchange:
     """One request and its answer as they pass through: the only mutable record, and it holds no secret.
 
-    `path` is as the client sent it, without its query. `incoming_id` is the client's own `X-Request-Id`. `timeout` is
-    how many seconds the upstream has for the head and for each silence, None where it is the setting.
+    Once it is entered in the ledger nobody changes it any more. Times are seconds, but for `began`, the time of day.
+
+      route           the name of the route, never a path
+      path            as the client sent it, without its query
+      incoming_id     the client's own `X-Request-Id`
+      status          of the answer, 499 where nobody was left to hear one
+      result          the one word for how it ended; what nobody has judged is a fault of ours
+      first_byte      from `began` until the head of the answer went to the client
+      upstream_wait   from the call going out until the upstream's head
+      timeout         in force for the head and for each silence; `timeout_source` is where it comes from
+      timed_out       what took too long, where something did: "connect", "head", "idle"
+      failure, detail what went wrong, in words for the client and in words for the operator
+      key             the name of the client key, never the key
     """
 
     id: str
@@ -28,9 +52,27 @@ class Exchange:
     path: str
     incoming_id: str | None = None
     route: str = "relay"
+    began: float = field(default_factory=time.time)
+    status: int | None = None
+    result: Result = "internal_error"
     timeout: float | None = None
     timeout_source: TimeoutSource = "default"
+    timed_out: str | None = None
+    stream: bool = False
+    model: str | None = None
+    first_byte: float | None = None
+    duration: float = 0.0
+    upstream_wait: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    upstream_id: str | None = None
+    usage: Usage | None = None
     retries: int = 0
+    overloaded: bool = False
+    cancelled: bool = False
+    failure: str | None = None
+    detail: str | None = None
+    key: str | None = None
 
 
 class Body(Protocol):

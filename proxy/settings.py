@@ -16,7 +16,7 @@ from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[
 from dotenv.parser import Binding, parse_stream
 
 from proxy import values
-from proxy.values import Forwarded, Target, Transport
+from proxy.values import Forwarded, LogFormat, Target, Transport
 
 DEFAULT_TARGET = "https://api.openai.com"
 FILES = (".env.local", ".env")  # the stronger one first
@@ -64,6 +64,9 @@ class Settings:
     transport: Transport = "auto"
     http2: bool = False
     outbound_proxy: str | None = field(default=None, repr=False)  # it may hold a password
+    log_format: LogFormat = "json"
+    history: Path | None = None
+    history_days: int = 30
     notes: tuple[str, ...] = ()
 
     @property
@@ -125,6 +128,9 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
+        log_format=take("PROXY_LOG_FORMAT", values.log_format, "json"),
+        history=take("PROXY_HISTORY", Path, None),
+        history_days=take("PROXY_HISTORY_DAYS", values.at_least_one, 30),
         notes=tuple(reader.notes()),
     )
     settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))

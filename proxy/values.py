@@ -15,6 +15,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 Forwarded = Literal["drop", "append", "pass"]
+LogFormat = Literal["json", "text"]
 Transport = Literal["auto", "fast", "httpx"]
 
 
@@ -168,6 +169,15 @@ def transport(text: str) -> Transport:
             return word
         case _:
             raise ValueError("write auto, fast or httpx")
+
+
+def log_format(text: str) -> LogFormat:
+    """Read how an exchange is written down."""
+    match text.lower():
+        case "json" | "text" as word:
+            return word
+        case _:
+            raise ValueError("write json or text")
 
 
 def outbound_proxy(text: str) -> str:

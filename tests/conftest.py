@@ -1,6 +1,7 @@
 """The stage: an upstream on loopback, the proxy before it on our own server, a client with a socket."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -40,6 +41,16 @@ def clean_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.upper().startswith(OURS):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the proxy says in its log during the test; `configure` may have taken its logger out of caplog's reach."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: messages.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("oxy"), "handlers", [handler])
+    return messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

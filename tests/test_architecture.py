@@ -22,10 +22,15 @@ FLOORS = (
     ("ground: nouns and rules", "codings exchange headers jsontext values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
+    ("ground: what may be written down", "redaction entry tables"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
-    ("rooms", "access cors downstream endpoints tap transport upstream veil"),
+    (
+        "rooms",
+        "access cors downstream endpoints history ledger lines metrics recall tap transport upstream veil workspace",
+    ),
+    ("what is read from the history", "report"),
     ("which request becomes which call", "routes"),
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),
@@ -49,6 +54,7 @@ DOORS = {
     ),
     "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
     "python_multipart": ("rewrites", "reads a form as it streams in"),
+    "prometheus_client": ("metrics", "what Prometheus reads, and how several workers add up"),
     "starlette": (
         "cycle protocol cors downstream gateway pages app demo",
         "ASGI's types; what our pages are made of",
@@ -62,6 +68,7 @@ LONGER = {"connection": (370, "the states of a connection"), "protocol": (440, "
 WITHOUT_A_TWIN = {
     "__init__": "it says which version it is, and nothing else",
     "__main__": "test_server starts it as people do",
+    "tables": "test_history writes them, test_recall reads them",
     "errors": "facts: each is heard where it is raised, and test_readme holds the classes and the table together",
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
