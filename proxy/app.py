@@ -1,16 +1,19 @@
 """The application: builds each object once and wires them."""
 
 import gc
+from functools import partial
 
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import pages
 from proxy.access import Access
+from proxy.books import Books
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
 from proxy.guard import Guard, share
+from proxy.metrics import Reading
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.upstream import Upstream
@@ -28,12 +31,19 @@ class Front:
     """
 
     def __init__(
-        self, *, at: dict[bytes, ASGIApp], below: tuple[bytes, ASGIApp], relay: ASGIApp, upstream: Upstream
+        self,
+        *,
+        at: dict[bytes, ASGIApp],
+        below: tuple[bytes, ASGIApp],
+        relay: ASGIApp,
+        upstream: Upstream,
+        books: Books,
     ) -> None:
         self._at = at
         self._prefix, self._below = below
         self._relay = relay
         self._upstream = upstream
+        self._books = books
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, by path."""
@@ -46,11 +56,27 @@ class Front:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        self._books.open()
         spare_the_collector()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._upstream.aclose()
+        await self._books.aclose()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def readings(upstream: Upstream, relayed: Guard, shaped: Guard) -> list[Reading]:
+    """Return what is read whenever somebody asks for it."""
+    guards = {"relay": relayed, "convenience": shaped} if shaped is not relayed else {"all": relayed}
+    found = [
+        Reading(gauge="oxy_exchanges_in_flight", read=lambda: sum(guard.busy for guard in guards.values())),
+        Reading(gauge="oxy_upstream_connections_open", read=lambda: upstream.connections[0]),
+        Reading(gauge="oxy_upstream_connections_idle", read=lambda: upstream.connections[1]),
+    ]
+    for name, guard in guards.items():
+        found.append(Reading(gauge="oxy_slots", read=partial(getattr, guard, "limit"), guard=name))
+        found.append(Reading(gauge="oxy_slots_taken", read=partial(getattr, guard, "busy"), guard=name))
+    return found
 
 
 def spare_the_collector() -> None:
@@ -77,11 +103,13 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     total = settings.max_parallel
     relayed = Guard(share(total or MOST_RELAYED, settings.workers))
     shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
-    ours = Gateway(convenience, upstream, shaped, veil)
+    books = Books(settings, readings(upstream, relayed, shaped))
+    ours = Gateway(convenience, upstream, shaped, veil, books.ledger)
     front = Front(
         at={b"/": pages.welcome(settings), b"/health": pages.health(), **dict.fromkeys(convenience.paths, ours)},
         below=(convenience.prefix, ours),
-        relay=Gateway(relay, upstream, relayed, veil),
+        relay=Gateway(relay, upstream, relayed, veil, books.ledger),
         upstream=upstream,
+        books=books,
     )
     return Cors(front, settings.cors_origins)

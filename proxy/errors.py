@@ -6,10 +6,23 @@ library's exception, which may quote a header or a body.
 """
 
 import json
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 Pairs = list[tuple[bytes, bytes]]
 Fields = dict[bytes, bytes]  # the same by name, the first of several
+
+# The one word for how an exchange ended.
+Result = Literal[
+    "success",
+    "validation_error",
+    "forbidden",
+    "proxy_overloaded",
+    "upstream_api_error",
+    "upstream_timeout",
+    "upstream_transport",
+    "client_cancelled",
+    "internal_error",
+]
 
 
 class Failure(Exception):
@@ -28,7 +41,7 @@ class Failure(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
     code: ClassVar[str] = "OPENAI_PROXY_INTERNAL"
-    result: ClassVar[str] = "internal_error"
+    result: ClassVar[Result] = "internal_error"
     detail = ""
     headers: Pairs = []  # noqa: RUF012  replaced, never changed
 

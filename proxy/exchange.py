@@ -6,20 +6,9 @@ from dataclasses import dataclass, field
 from random import getrandbits
 from typing import Literal, Protocol
 
-from proxy.errors import Pairs
+from proxy.errors import Pairs, Result
 from proxy.usage import Usage
 
-Result = Literal[
-    "success",
-    "validation_error",
-    "forbidden",
-    "proxy_overloaded",
-    "upstream_api_error",
-    "upstream_timeout",
-    "upstream_transport",
-    "client_cancelled",
-    "internal_error",
-]
 TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
 
 
@@ -53,6 +42,7 @@ class Exchange:
     incoming_id: str | None = None
     route: str = "relay"
     began: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.perf_counter)
     status: int | None = None
     result: Result = "internal_error"
     timeout: float | None = None
@@ -73,6 +63,10 @@ class Exchange:
     failure: str | None = None
     detail: str | None = None
     key: str | None = None
+
+    def elapsed(self) -> float:
+        """Return how long it has been going on."""
+        return time.perf_counter() - self.clock
 
 
 class Body(Protocol):

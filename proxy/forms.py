@@ -40,7 +40,7 @@ class Forms:
         try:
             rewritten = Rewritten(plain(downstream), Form(downstream.fields.get(b"content-type", b"")))
         except BadRequest as problem:
-            self._counter.admit(downstream, own, problem)
+            self._counter.admit(exchange, downstream, own, problem)
             raise  # pragma: no cover  `admit` has raised: one of the two complaints is there
         complaint = await rewritten.begin(spool, whole=not self._counter.ready(downstream, own))
         for name, value in rewritten.form.own.items():
@@ -51,7 +51,7 @@ class Forms:
             exchange,
             downstream,
             own,
-            self._counter.admit(downstream, own, complaint),
+            self._counter.admit(exchange, downstream, own, complaint),
             target=with_query(TARGET, query),
             body=spool if rewritten.ended else Joined(spool, rewritten),
             content_type=rewritten.form.content_type,

@@ -35,7 +35,7 @@ class Relay:
 
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Check the client's key and the path, then return the call."""
-        admitted = self._access.admit(downstream.headers)
+        admitted, exchange.key = self._access.admit(downstream.headers)
         target = downstream.target
         if target.startswith(ALIAS + b"/v1/"):
             target = target[len(ALIAS) :]

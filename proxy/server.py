@@ -15,6 +15,7 @@ from proxy import __version__
 from proxy.app import create_app
 from proxy.protocol import HttpProtocol
 from proxy.settings import Settings
+from proxy.workspace import workspace
 
 BACKLOG = 2048
 ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine finds itself on them
@@ -73,6 +74,11 @@ def configure(settings: Settings) -> uvicorn.Config:
 
 def serve(settings: Settings, sock: socket.socket) -> None:
     """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
+    with workspace(settings) as settings:
+        _serve(settings, sock)
+
+
+def _serve(settings: Settings, sock: socket.socket) -> None:
     config = configure(settings)
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on

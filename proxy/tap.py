@@ -39,9 +39,12 @@ read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short
 
 
 class Tap:
-    """Hears the pieces of one answer, and tells at the end what it said. `headers` are its own, framing included."""
+    """Hears the pieces of one answer, and tells at the end what it said. `headers` are its own, framing included.
 
-    __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "_streams")
+    `streams` tells whether it is a stream of events.
+    """
+
+    __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "streams")
 
     def __init__(self, headers: Pairs) -> None:
         fields = dict(headers)
@@ -50,8 +53,8 @@ class Tap:
             media_type = media_type.partition(b";")[0].strip().lower()
         coding = fields.get(b"content-encoding")
         self._decoder = decoder(coding) if coding is not None else None
-        self._streams = media_type == EVENT_STREAM
-        self._mute = not (self._streams or media_type == JSON) or (coding is not None and self._decoder is None)
+        self.streams = media_type == EVENT_STREAM
+        self._mute = not (self.streams or media_type == JSON) or (coding is not None and self._decoder is None)
         # RFC 9112 6.3: a body that goes on until the connection ends may have been torn, and nobody can tell.
         self._framed = b"content-length" in fields or b"transfer-encoding" in fields
         self._kept = bytearray()
@@ -76,7 +79,7 @@ class Tap:
         if self._decoder is not None:
             complete = complete and self._decoder.whole
         usage = model = None
-        for record in self._events(complete) if self._streams else (self._body(complete),):
+        for record in self._events(complete) if self.streams else (self._body(complete),):
             usage = usage or usage_of(record.get("usage"))
             model = model or model_of(record.get("model"))
             if usage and model:
@@ -88,7 +91,7 @@ class Tap:
         if len(kept) + len(piece) <= MOST:
             kept += piece
             return
-        if self._opening and not self._streams:
+        if self._opening and not self.streams:
             piece = piece[-TAIL:]
         for start in range(0, len(piece), TAIL):
             if len(kept) > TAIL:
@@ -107,7 +110,7 @@ class Tap:
     def _cut(self) -> None:
         kept = self._kept
         cut = len(kept) - TAIL
-        start = start_of_event(kept, cut) if self._streams else 0
+        start = start_of_event(kept, cut) if self.streams else 0
         if start or not self._opening:
             self._opening = bytes(kept[start : start + HEAD])
         del kept[:cut]

@@ -88,6 +88,8 @@ class Upstream:
         An idempotent call goes out again, after a pause, where it came to nothing or the upstream asks for patience.
         Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
+        if call.timeout is None:
+            exchange.timeout = self._timeouts.read
         while call.idempotent and exchange.retries < RETRIES:
             try:
                 answer = await self._open(call)
@@ -115,6 +117,11 @@ class Upstream:
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")
         return answer
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are open, and how many of them are idle; none are known of another's transport."""
+        return (len(self._bank), self._bank.idle) if isinstance(self._bank, Pool) else (0, 0)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -30,7 +30,7 @@ FLOORS = (
         "rooms",
         "access cors downstream endpoints history ledger lines metrics recall tap transport upstream veil workspace",
     ),
-    ("what is read from the history", "report"),
+    ("what is read from the history, and what writes it", "books report"),
     ("which request becomes which call", "routes"),
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),

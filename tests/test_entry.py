@@ -8,18 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy import usage
 from proxy.entry import KINDS, LONGEST_PATH, PIPE_BUF, FirstFew, as_text, entry, facts, status_class
-from proxy.exchange import Exchange, Result
+from proxy.errors import Result
+from proxy.exchange import Exchange
 from proxy.redaction import Redaction
-from proxy.usage import Usage
 
 BEGAN = 1_795_228_381.0456  # 2026-11-21 02:33:01 UTC
 ID = "0123456789abcdef0123456789abcdef"
 SECRET = "sk-planted-0123456789"
 
 
-# What the tap makes of an answer.
-USAGE = Usage(input=120, cached=20, output=30, total=150, output_audio=5)
+SAID = {"input": 120, "cached": 20, "output": 30, "total": 150, "output_audio": 5}
+
+
+def Usage(*counts: int | None, **kinds: int | None) -> usage.Usage:
+    """What the tap makes of an answer."""
+    return usage.Usage(**{**SAID, **dict(zip(KINDS, counts, strict=False)), **kinds})
 
 
 def full(**changes: Any) -> Exchange:
@@ -44,7 +49,7 @@ def full(**changes: Any) -> Exchange:
         bytes_in=812,
         bytes_out=20480,
         upstream_id="req_1",
-        usage=USAGE,
+        usage=Usage(),
         retries=1,
         overloaded=False,
         cancelled=False,
@@ -206,7 +211,7 @@ def test_what_is_no_count_of_tokens_is_left_out(count: Any) -> None:
 
 def test_a_kind_of_token_that_is_none_is_left_out() -> None:
     assert "tokens" not in facts(full(usage=Usage(*[None] * len(KINDS))), Redaction())
-    assert set(facts(full(usage=USAGE), Redaction())["tokens"]) < set(KINDS)
+    assert set(facts(full(usage=Usage()), Redaction())["tokens"]) < set(KINDS)
 
 
 @pytest.mark.parametrize(
