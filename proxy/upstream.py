@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import httpx
 
@@ -256,8 +256,22 @@ class HttpxAnswer:
         return b""
 
     async def close(self) -> None:
-        """Give the connection back to the pool, or close it where the answer was not heard to its end."""
+        """Give the connection back to the pool, or close it where the answer was not heard to its end, or beyond."""
+        parser = parser_of(self._stream)
+        if parser is not None and parser.trailing_data[0]:
+            parser.send_failed()  # httpcore would take what came beyond for the next answer
         await self._stream.aclose()
+
+
+def parser_of(stream: object) -> Any:
+    """Return the h11 connection beneath an answer of httpcore's over HTTP/1.1, None for any other.
+
+    There is no public way to it; test_faults fails should this one end.
+    """
+    found: object = stream
+    for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        found = getattr(found, name, None)
+    return found
 
 
 def translated(problem: Exception) -> Failure | None:
