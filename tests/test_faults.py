@@ -18,7 +18,7 @@ import pytest
 
 from proxy import app
 from proxy.guard import Guard
-from tests.conftest import Running, Start
+from tests.conftest import CLIENT_KEY, SWAP, Running, Start
 from tests.peers import PATIENCE, Peer, Upstream, answer, chunked, request
 from tests.test_connection import until
 from tests.test_upstream import free_port
@@ -365,3 +365,174 @@ async def test_a_client_that_reads_nothing_for_too_long_ends_its_exchange(
         await judge.hear_all()
         assert not judge.whole
         await stage.is_right(upstream, fresh=True)
+
+
+# ---- what else a stack of servers and clients gets wrong
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("end", [closes, resets])
+async def test_a_kept_connection_that_died_while_idle_is_no_fault(
+    play: Play, upstream: Upstream, method: str, end: Callable[[Peer], Awaitable[None]]
+) -> None:
+    async with play() as stage:
+        client = await stage.proxy.connect()
+        await client.say(POST)
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(answer(body=b"first"))
+        assert (await client.hear()).body == b"first"
+        await end(there)
+        await asyncio.sleep(0.02)  # it is here, and noticed
+        upstream.says(answer(body=b"right"))
+        await client.say(request(method, body=b"{}" if method == "POST" else None))
+        assert (await client.hear()).body == b"right"
+        assert [heard.start.split()[0] for heard in upstream.heard] == [method.encode()]
+        assert stage.failures() == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("end", [closes, resets])
+async def test_on_a_kept_connection_that_dies_under_it_a_get_goes_out_again_and_a_post_never_arrives_twice(
+    play: Play, upstream: Upstream, method: str, end: Callable[[Peer], Awaitable[None]]
+) -> None:
+    async with play() as stage:
+        client = await stage.proxy.connect()
+        await client.say(POST)
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(answer(body=b"first"))
+        assert (await client.hear()).body == b"first"
+        await client.say(request(method, body=b"{}" if method == "POST" else None))
+        await there.hear()
+        upstream.says(answer(body=b"right"))
+        await end(there)
+        back = await client.hear()
+        assert (back.status, len(upstream.heard)) == ((200, 1) if method == "GET" else (502, 0))
+        await stage.freed()
+        assert stage.failures() == ([] if method == "GET" else [502])
+
+
+async def test_a_get_goes_out_again_only_once(play: Play, upstream: Upstream) -> None:
+    async with play() as stage:
+        client = await stage.proxy.connect()
+        await client.say(request())
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(answer(body=b"first"))
+        assert (await client.hear()).body == b"first"
+        await client.say(request())
+        await there.hear()
+        there.abort()
+        second = await upstream.accept()
+        await second.hear()
+        second.abort()
+        assert (await client.hear()).status == 502
+        await stage.is_right(upstream, fresh=True)
+        assert stage.failures() == [502]
+
+
+@pytest.mark.parametrize(
+    "way", ["fast"], indirect=True
+)  # httpx's transport looks for an answer behind the upload alone
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"Content-Length: 1000000\r\n\r\n",
+        b"Content-Length: 1000\r\n\r\nonly this",
+        b"Transfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+async def test_an_answer_reaches_a_client_that_holds_its_upload_back(
+    play: Play, upstream: Upstream, said: bytes
+) -> None:
+    async with play() as stage:
+        client = await stage.proxy.connect()
+        await client.say(b"POST /v1/files HTTP/1.1\r\nHost: h\r\n" + said)
+        there = await upstream.accept()
+        await there.head()
+        await there.say(answer(413, body=b"too much"))
+        back = await client.hear()
+        assert (back.status, back.body) == (413, b"too much")
+        await there.closed()
+        await stage.is_right(upstream, fresh=True)
+        assert stage.failures() == []
+
+
+async def test_a_key_among_the_trailers_of_an_upload_opens_nothing(play: Play, upstream: Upstream) -> None:
+    async with play(**SWAP) as stage:
+        client = await stage.proxy.connect()
+        head = b"POST /v1/files HTTP/1.1\r\nHost: h\r\nTrailer: X-API-Key\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await client.say(head, chunked(b"{}"), b"0\r\nX-API-Key: %b\r\n\r\n" % CLIENT_KEY.encode())
+        assert (await client.hear()).status == 401
+        assert upstream.accepted == 0
+
+
+async def test_padding_around_values_is_no_part_of_them(play: Play, upstream: Upstream) -> None:
+    async with play(**SWAP) as stage:
+        upstream.says(answer(headers=[(b"X-There", b"\t there \t ")]))
+        client = await stage.proxy.connect()
+        fields = [(b"X-API-Key", b" \t%b\t " % CLIENT_KEY.encode()), (b"X-Here", b"\t here  ")]
+        await client.say(request(headers=fields))
+        assert b"\r\nx-there: there\r\n" in await client.until(b"\r\n\r\n")
+        assert upstream.heard[0].get(b"x-here") == b"here"
+
+
+async def test_no_interim_answer_reaches_a_client_of_http_1_0(play: Play, upstream: Upstream) -> None:
+    async with play() as stage:
+        interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+        upstream.says(interim + answer(body=b"final"))
+        client = await stage.proxy.connect()
+        fields = b"Host: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}"
+        await client.say(b"POST /v1/files HTTP/1.0\r\n" + fields)
+        heard = await client.rest()
+        assert heard.startswith(b"HTTP/1.1 200 ")
+        assert heard.endswith(b"\r\n\r\nfinal")
+
+
+async def test_30_kb_of_response_headers_pass(play: Play, upstream: Upstream) -> None:
+    async with play() as stage:
+        fields = [(b"x-%d" % number, b"v" * 1000) for number in range(20)] + [(b"set-cookie", b"c" * 10_000)]
+        upstream.says(answer(headers=fields))
+        client = await stage.proxy.connect()
+        await client.say(request())
+        assert (await client.hear()).headers[:-2] == fields
+
+
+async def test_fields_that_connection_names_end_here_both_ways(play: Play, upstream: Upstream) -> None:
+    async with play() as stage:
+        said = [(b"Connection", b"X-Mine, close-not"), (b"X-Mine", b"1"), (b"Close-Not", b"1"), (b"X-Other", b"2")]
+        upstream.says(answer(headers=said))
+        client = await stage.proxy.connect()
+        await client.say(request(headers=said))
+        for heard in (await client.hear(), upstream.heard[0]):
+            names = [name for name, _ in heard.headers]
+            assert b"x-other" in names
+            assert not {b"connection", b"x-mine", b"close-not"} & {*names}
+
+
+# ---- many who stall
+
+HALF_A_HEAD = b"GET /v1/models HTTP/1.1\r\nHost: h\r\nX-Half: "
+STALLED = (HALF_A_HEAD,) * 240 + (UPLOAD,) * 250 + (request(),) * 10
+
+
+async def test_500_stalled_clients_keep_nobody_else_waiting(play: Play, upstream: Upstream) -> None:
+    upstream.says(answer(body=b"x" * 12_000_000))  # more than the sockets of a connection hold
+    async with play(OPENAI_PROXY_MAX_PARALLEL_REQUESTS="261") as stage:  # a head takes no slot
+        for said in STALLED:
+            client = await stage.proxy.connect()
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await client.say(said)
+        await until(lambda: len(upstream.heard) == 10 and upstream.accepted == 260)
+        upstream.says(answer(body=b"right"))
+        client = await stage.proxy.connect()
+        for _ in range(20):
+            await client.say(POST)
+            assert (await client.hear()).body == b"right"
+        assert [guard.busy for guard in stage.guards] == [260]
+        other = await stage.proxy.connect()
+        await other.say(UPLOAD)
+        await until(lambda: stage.guards[0].busy == 261)
+        await client.say(POST)
+        assert (await client.hear()).status == 503
