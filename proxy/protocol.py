@@ -129,6 +129,9 @@ class HttpProtocol(asyncio.Protocol):
         # raised, to close its connection, and leave that open.
         if self._current is not None and asyncio.current_task() is not self._task:
             self._task.cancel()
+        # The garbage collector comes rarely: those that know one another let go.
+        self._current = self._latest = None
+        self._parser = cast(httptools.HttpRequestParser, None)
 
     def pause_writing(self) -> None:
         """Let the answer wait: the client reads more slowly than the upstream writes."""
