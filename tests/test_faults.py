@@ -6,6 +6,7 @@ slot that is not given back refuses the next exchange.
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import re
@@ -509,6 +510,37 @@ async def test_fields_that_connection_names_end_here_both_ways(play: Play, upstr
             names = [name for name, _ in heard.headers]
             assert b"x-other" in names
             assert not {b"connection", b"x-mine", b"close-not"} & {*names}
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize("asked", [POST, UPLOAD], ids=["before head", "during upload"])
+@pytest.mark.parametrize("end", [closes, resets, None], ids=["closes", "resets", "the client is gone"])
+async def test_an_exchange_that_breaks_leaves_no_cycle_behind(
+    play: Play, upstream: Upstream, asked: bytes, end: Callable[[Peer], Awaitable[None]] | None
+) -> None:
+    # The collector comes rarely (`app.spare_the_collector`): what it has to find would stay for long.
+    async with play() as stage:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                client = await stage.proxy.connect()
+                await client.say(asked)
+                there = await upstream.accept()
+                await there.until(b"only this" if asked is UPLOAD else b'"m"}')
+                if end is not None:
+                    await end(there)
+                    assert (await client.hear()).status == 502
+                client.writer.transport.abort()
+                await there.closed()
+                await stage.freed()
+            await asyncio.sleep(0.05)
+            gc.collect()
+            found = [thing for thing in gc.garbage if type(thing).__module__.startswith("proxy")]
+            assert found == []
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
 
 
 # ---- many who stall

@@ -1,4 +1,4 @@
-"""Keys stay where they belong, whatever an upstream says back, and no request leads to another host. On real sockets."""
+"""Keys stay where they belong, whatever an upstream says back, and no request leads elsewhere. On real sockets."""
 
 import gzip
 import json
@@ -7,10 +7,12 @@ import logging
 import pytest
 
 from proxy.upstream import Upstream as FarBank
+from tests import test_faults
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, SettingsOf, Start
 from tests.peers import Upstream, answer, chunked, request
-from tests.test_faults import Play, play  # noqa: F401
+from tests.test_faults import Play
 
+play = test_faults.play  # a fixture
 KEYS = (UPSTREAM_KEY.encode(), CLIENT_KEY.encode())
 BOTH = b" and ".join(KEYS)
 SHOWN = (b"Authorization", b"Bearer " + KEYS[1])
