@@ -125,8 +125,13 @@ class HttpProtocol(asyncio.Protocol):
         for cycle in (self._current, self._latest):
             if cycle is not None:
                 cycle.disconnect()
-        if self._current is not None:
+        # In the same turn: a cancellation that came later would break into what httpcore does, once the upload has
+        # raised, to close its connection, and leave that open.
+        if self._current is not None and asyncio.current_task() is not self._task:
             self._task.cancel()
+        # The garbage collector comes rarely: those that know one another let go.
+        self._current = self._latest = None
+        self._parser = cast(httptools.HttpRequestParser, None)
 
     def pause_writing(self) -> None:
         """Let the answer wait: the client reads more slowly than the upstream writes."""
@@ -372,12 +377,8 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.close()
 
     def _part(self) -> None:
-        if self._current is not None:
-            self._current.disconnect()
-        self._deadline = None
-        self._state.connections.discard(self)
         Farewell(self._transport, self.loop, self._state.connections)
-        self.loop.call_soon(self.connection_lost, None)
+        self.connection_lost(None)
 
     def _expect_within(self, seconds: float) -> None:
         """Close if nothing comes for so long. The alarm is armed anew only where it would ring too late."""

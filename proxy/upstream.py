@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import httpx
 
@@ -23,7 +23,7 @@ from proxy.dial import Resuming
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Call, Exchange, Sink, Timeouts
 from proxy.headers import first
-from proxy.pool import Pool
+from proxy.pool import IDEMPOTENT, Pool
 from proxy.settings import Settings
 from proxy.values import Target
 from proxy.whole import Whole
@@ -206,17 +206,37 @@ class ThroughHttpx:
     async def open(
         self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
     ) -> "HttpxAnswer":
-        """Send a request; return its answer when the head is there."""
-        extensions = {"timeout": asdict(timeouts)}
+        """Send a request; return its answer when the head is there.
+
+        One without a body that found its kept connection dead goes out once more, if that can do no harm.
+        """
+        dialled = Dialled()
+        extensions = {"timeout": asdict(timeouts), "trace": dialled}
         stream = BodyStream(body) if body is not None else NOTHING
         request = httpx.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
         # The extension "target" would keep the bytes as they are too, but an outbound proxy would be given it as well.
         request.url = RawUrl(self._url, target)  # type: ignore[assignment]
+        try:
+            return HttpxAnswer(await self._transport.handle_async_request(request))
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            if dialled.so or body is not None or method not in IDEMPOTENT:
+                raise
         return HttpxAnswer(await self._transport.handle_async_request(request))
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._transport.aclose()
+
+
+class Dialled:
+    """What httpcore tells of an exchange on the way; of that, whether it opened a connection for it."""
+
+    def __init__(self) -> None:
+        self.so = False
+
+    async def __call__(self, event: str, _: object) -> None:
+        """Take an event."""
+        self.so = self.so or "connect_tcp" in event
 
 
 class RawUrl:
@@ -263,8 +283,22 @@ class HttpxAnswer:
         return b""
 
     async def close(self) -> None:
-        """Give the connection back to the pool, or close it where the answer was not heard to its end."""
+        """Give the connection back to the pool, or close it where the answer was not heard to its end, or beyond."""
+        parser = parser_of(self._stream)
+        if parser is not None and parser.trailing_data[0]:
+            parser.send_failed()  # httpcore would take what came beyond for the next answer
         await self._stream.aclose()
+
+
+def parser_of(stream: object) -> Any:
+    """Return the h11 connection beneath an answer of httpcore's over HTTP/1.1, None for any other.
+
+    There is no public way to it; test_faults fails should this one end.
+    """
+    found: object = stream
+    for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        found = getattr(found, name, None)
+    return found
 
 
 def translated(problem: Exception) -> Failure | None:

@@ -89,7 +89,7 @@ class Veiled:
 
     def take(self) -> bytes:
         """Return what is here and has not gone into a sink, masked."""
-        return self._masked(self._tail + self._answer.take())
+        return self._masked(self._answer.take())
 
     async def close(self) -> None:
         """Close the answer beneath."""
@@ -99,17 +99,19 @@ class Veiled:
 
     def push(self, piece: bytes) -> bool:
         """Pass on a piece, less what may be the beginning of a secret."""
-        data = self._masked(self._tail + piece)
+        data = self._masked(piece)
         held = self._veil.longest - 1 if self._looked_at < MOST else 0
-        self._tail = data[len(data) - held :] if held else b""
-        return self._sink.push(data[: len(data) - len(self._tail)])
+        end = max(0, len(data) - held)
+        self._tail = data[end:]
+        return self._sink.push(data[:end])
 
     async def drain(self) -> None:
         """Wait until there is room again."""
         await self._sink.drain()
 
-    def _masked(self, data: bytes) -> bytes:
+    def _masked(self, piece: bytes) -> bytes:
+        data = self._tail + piece
         if self._looked_at >= MOST:
             return data
-        self._looked_at += len(data)
+        self._looked_at += len(piece)
         return self._veil.mask(data)
