@@ -43,7 +43,7 @@ class Access:
         """
         if not self._keys:
             return pairs
-        carrying = [pair for pair in pairs if pair[0] in CARRIERS and self._is_client_key(_shown(*pair))]
+        carrying = [pair for pair in pairs if pair[0] in CARRIERS and self.is_client_key(_shown(*pair))]
         if not carrying:
             raise Unauthorized("the client key is missing or wrong")
         if self.withheld:
@@ -56,7 +56,8 @@ class Access:
             return self._signature
         return self._signature + [pair for pair in self._defaults if first(pairs, pair[0]) is None]
 
-    def _is_client_key(self, given: bytes) -> bool:
+    def is_client_key(self, given: bytes) -> bool:
+        """Tell whether this is one of the client keys."""
         # Every key is compared, and each in constant time, so that the time tells nothing of which one was near.
         found = False
         for key in self._keys:

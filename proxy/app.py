@@ -15,6 +15,8 @@ from proxy.gateway import Gateway
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.upstream import Upstream
+from proxy.upstream_websocket import WebSocketUpstream
+from proxy.websocket import WebSockets
 
 
 class Front:
@@ -23,15 +25,19 @@ class Front:
     Paths are compared as they were sent: a page's path in another spelling is not that page, and is relayed.
     """
 
-    def __init__(self, pages: dict[bytes, ASGIApp], gateway: ASGIApp, lifespan: ASGIApp) -> None:
+    def __init__(self, pages: dict[bytes, ASGIApp], gateway: ASGIApp, websockets: ASGIApp, lifespan: ASGIApp) -> None:
         self._pages = pages
         self._gateway = gateway
+        self._websockets = websockets
         self._lifespan = lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, by path."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._websockets(scope, receive, send)
             return
         await self._pages.get(scope["raw_path"], self._gateway)(scope, receive, send)
 
@@ -53,6 +59,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     `transport` is used instead of our own. Nothing is read, resolved or opened before the first request.
     """
     upstream = Upstream(settings, transport)
+    access = Access(settings)
+    relay = Relay(settings, access)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -62,7 +70,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     front = Front(
         pages={b"/": pages.welcome(settings), b"/health": pages.health()},
-        gateway=Gateway(Relay(settings, Access(settings)), upstream),
+        gateway=Gateway(relay, upstream),
+        websockets=WebSockets(settings, access, relay, WebSocketUpstream(settings, upstream)),
         lifespan=Router(lifespan=lifespan),
     )
     return Cors(front, settings.cors_origins)

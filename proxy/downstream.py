@@ -58,7 +58,7 @@ class Downstream:
         """Pass on the answer: its head, then what comes as it comes, then what came with its end."""
         if self.upload is not None:
             self.upload.drop()  # an answer that comes before the upload's end ends it
-        await self._begin(answer.status, inbound(answer.headers) + _ids(exchange), hold=answer.complete)
+        await self._begin(answer.status, inbound(answer.headers) + exchange.ids, hold=answer.complete)
         if not answer.complete:
             await answer.pour(self._sink)
         await self._send({"type": "http.response.body", "body": answer.take(), "more_body": False})
@@ -69,7 +69,7 @@ class Downstream:
             return
         body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
         content = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._begin(failure.status, content + failure.headers + _ids(exchange), hold=True)
+        await self._begin(failure.status, content + failure.headers + exchange.ids, hold=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
@@ -111,10 +111,3 @@ class Upload:
         while self._more:
             message = await self._receive()
             self._more = message.get("more_body", False)
-
-
-def _ids(exchange: Exchange) -> Pairs:
-    ids = [(b"x-proxy-request-id", exchange.id.encode())]
-    if exchange.incoming_id is not None:
-        ids.append((b"x-incoming-request-id", exchange.incoming_id.encode("latin-1")))
-    return ids

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from random import getrandbits
 from typing import Protocol
 
-from proxy.errors import Pairs
+from proxy.errors import Fields, Pairs
 
 
 def new_id() -> str:
@@ -24,6 +24,14 @@ class Exchange:
     path: str
     incoming_id: str | None = None
 
+    @property
+    def ids(self) -> Pairs:
+        """The fields by which a client finds this exchange again."""
+        ids = [(b"x-proxy-request-id", self.id.encode())]
+        if self.incoming_id is not None:
+            ids.append((b"x-incoming-request-id", self.incoming_id.encode("latin-1")))
+        return ids
+
 
 class Body(Protocol):
     """A request's body as it comes. `length` is what Content-Length says, None where it comes in chunks."""
@@ -32,6 +40,21 @@ class Body(Protocol):
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. May raise what is to end the exchange."""
+
+
+class Request(Protocol):
+    """What of a request decides about its call. Names of fields are in lower case; `target` is as it came."""
+
+    method: str
+    headers: Pairs
+    fields: Fields
+
+    @property
+    def target(self) -> bytes: ...
+    @property
+    def client_address(self) -> bytes | None: ...
+    @property
+    def upload(self) -> Body | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +83,24 @@ class Call:
     target: bytes
     headers: Pairs
     body: Body | None
+
+
+# RFC 6455 7.4.1
+GOING_AWAY, NO_STATUS, ABNORMAL, BROKEN = 1001, 1005, 1006, 1011
+SAYABLE = {NO_STATUS: None, ABNORMAL: BROKEN}
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """How one side of a WebSocket ended it: with a code, without one (1005), or without a word (1006)."""
+
+    code: int
+    reason: str = ""
+
+    @property
+    def sayable(self) -> int | None:
+        """The code in which the other side is told of it; None is none."""
+        return SAYABLE.get(self.code, self.code)
 
 
 class Sink(Protocol):

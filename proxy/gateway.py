@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.downstream import Downstream
 from proxy.errors import Failure, Unforeseen
-from proxy.exchange import Exchange, new_id
+from proxy.exchange import Exchange, Request, new_id
 from proxy.routes import Route
 from proxy.upstream import Upstream, translated
 
@@ -57,7 +57,7 @@ def understood(exchange: Exchange, problem: Exception) -> Failure:
     return failure
 
 
-def meet(downstream: Downstream) -> Exchange:
+def meet(downstream: Request) -> Exchange:
     """Begin the record of an exchange."""
     incoming_id = downstream.fields.get(b"x-request-id")
     return Exchange(

@@ -6,7 +6,7 @@ from proxy.access import Access
 from proxy.downstream import Downstream
 from proxy.endpoints import Endpoints
 from proxy.errors import NotFound
-from proxy.exchange import Call
+from proxy.exchange import Call, Request
 from proxy.headers import CLIENT_ADDRESS, CLIENT_ADDRESS_PREFIX, END_HERE, Crossing, append_forwarded_for, outbound
 from proxy.settings import Settings
 
@@ -37,7 +37,7 @@ class Relay:
             prefixes += (CLIENT_ADDRESS_PREFIX,)
         self._crossing = Crossing(drop, prefixes)
 
-    def shape(self, downstream: Downstream) -> Call:
+    def shape(self, downstream: Request) -> Call:
         """Check the client's key and the path, then return the call."""
         admitted = self._access.admit(downstream.headers)
         target = downstream.target

@@ -14,6 +14,7 @@ from proxy import __version__
 from proxy.app import create_app
 from proxy.protocol import HttpProtocol
 from proxy.settings import Settings
+from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
 
 BACKLOG = 2048
 ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine finds itself on them
@@ -24,7 +25,12 @@ MODES = {
     "open": "open: NOBODY IS ASKED FOR A KEY; whoever reaches the port spends the server's (PROXY_OPEN=1)",
 }
 
-OLD_NEWS = ("returned without completing response", "Unsupported upgrade request", "No supported WebSocket library")
+OLD_NEWS = (
+    "returned without completing",
+    "Unsupported upgrade request",
+    "No supported WebSocket library",
+    "Invalid UTF-8 sequence",
+)
 
 log = logging.getLogger("oxy")
 
@@ -55,7 +61,11 @@ def configure(settings: Settings) -> uvicorn.Config:
         partial(create_app, settings),
         factory=True,
         http=HttpProtocol,
-        ws="none",
+        ws=WebSocketProtocol,
+        ws_max_size=settings.websocket_max,
+        ws_ping_interval=PING_INTERVAL,
+        ws_ping_timeout=None,  # whoever reads slowly answers late, and is not to be cut off
+        ws_per_message_deflate=False,  # see docs/design.md
         lifespan="on",
         workers=settings.workers,
         proxy_headers=False,  # who is the client is decided by the connection, never by a header

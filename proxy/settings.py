@@ -59,6 +59,8 @@ class Settings:
     transport: Transport = "auto"
     http2: bool = False
     outbound_proxy: str | None = field(default=None, repr=False)  # it may hold a password
+    websockets: bool = True
+    websocket_max: int = 64 * 1024 * 1024
     notes: tuple[str, ...] = ()
 
     @property
@@ -108,6 +110,8 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         ),
         keep_alive=take("PROXY_KEEP_ALIVE_MS", values.milliseconds, 900.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
+        websockets=take("PROXY_WEBSOCKETS", values.switch, True),
+        websocket_max=take("PROXY_WEBSOCKET_MAX_MB", values.megabytes, 64 * 1024 * 1024),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
         notes=tuple(reader.notes()),

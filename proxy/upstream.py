@@ -74,7 +74,7 @@ class Upstream:
         Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
         headers = [self._host, *call.headers]
-        answer = await self._bank.open(call.method, self._place(call.target), headers, call.body, self._timeouts)
+        answer = await self._bank.open(call.method, self.place(call.target), headers, call.body, self._timeouts)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")
@@ -84,7 +84,7 @@ class Upstream:
         """Close all connections."""
         await self._bank.aclose()
 
-    def _place(self, target: bytes) -> bytes:
+    def place(self, target: bytes) -> bytes:
         """Put the target's own path before the request's, but never its last segment twice.
 
         `OPENAI_BASE_URL` is often written with a `/v1` that the request path brings along too.

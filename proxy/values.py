@@ -116,6 +116,11 @@ def milliseconds(text: str) -> float:
     return value / 1000
 
 
+def megabytes(text: str) -> int:
+    """Read a size in megabytes (of 1,048,576 bytes); return bytes."""
+    return at_least_one(text) * 1024 * 1024
+
+
 def switch(text: str) -> bool:
     """Read a yes or no."""
     meanings = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

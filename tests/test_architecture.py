@@ -19,14 +19,17 @@ MOST_LINES_OF_A_FUNCTION = 50
 FLOORS = (
     ("the version", "__init__"),
     ("ground: what can go wrong", "errors"),
-    ("ground: nouns and rules", "exchange headers values"),
+    ("ground: nouns and rules", "exchange headers session values"),
     ("ground: choices", "settings"),
-    ("the wire: parts of its two ends", "answer cycle dial request"),
+    ("the wire: parts of its two ends", "answer cycle dial handshake request"),
+    ("the wire: one connection that speaks WebSocket", "upgrade"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
     ("rooms", "access cors downstream endpoints transport upstream"),
     ("which request becomes which call", "routes"),
+    ("the two banks of a WebSocket", "downstream_websocket upstream_websocket"),
     ("the life of an exchange", "gateway"),
+    ("the life of an exchange over WebSocket", "websocket"),
     ("pages of our own", "pages"),
     ("wiring", "app"),
     ("serving", "server"),
@@ -43,16 +46,21 @@ DOORS = {
         "connection pool transport upstream app",
         "the way upstream; app names the type of a transport and no more",
     ),
-    "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
+    "uvicorn": (
+        "server protocol upgrade demo",
+        "serves; protocol stands in for its own, upgrade builds on one of its own; the demo has a server to itself",
+    ),
+    "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (
-        "cycle protocol cors downstream gateway pages app demo",
+        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket pages app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
-TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway"}  # the hot path is plain ASGI
+# the hot path is plain ASGI
+TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket"}
 
 # One reason to exist, and left whole.
-LONGER = {"connection": (370, "the states of a connection"), "protocol": (420, "the states of a connection")}
+LONGER = {"connection": (370, "the states of a connection"), "protocol": (445, "the states of a connection")}
 
 WITHOUT_A_TWIN = {
     "__init__": "it says which version it is, and nothing else",
