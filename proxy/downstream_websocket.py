@@ -60,11 +60,9 @@ class WebSocketDownstream:
         await self._say({"type": "websocket.accept", "subprotocol": subprotocol, "headers": fields})
 
     async def answer(self, exchange: Exchange, status: int, headers: Pairs, body: bytes) -> None:
-        """Let no session begin: answer with this instead."""
-        fields = [pair for pair in inbound(headers) if pair[0] != b"content-length"] + exchange.ids
-        fields.append((b"content-length", str(len(body)).encode()))
-        await self._say({"type": "websocket.http.response.start", "status": status, "headers": fields})
-        await self._say({"type": "websocket.http.response.body", "body": body})
+        """Let no session begin: pass on this answer of the upstream's instead."""
+        fields = [pair for pair in inbound(headers) if pair[0] != b"content-length"]
+        await self._answer(exchange, status, fields, body)
 
     async def refuse(self, exchange: Exchange, failure: Failure) -> None:
         """Answer with a failure, or close a session that has begun."""
@@ -73,7 +71,7 @@ class WebSocketDownstream:
             return
         body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
         headers = [(b"content-type", b"application/json"), *failure.headers]
-        await self.answer(exchange, failure.status, headers, body)
+        await self._answer(exchange, failure.status, headers, body)
 
     async def messages(self) -> AsyncIterator[str | bytes]:
         """Yield what the client says until it closes; reading on is the backpressure."""
@@ -95,6 +93,11 @@ class WebSocketDownstream:
     async def close(self, close: Close) -> None:
         """Close. Silent once the client has."""
         await self._say({"type": "websocket.close", "code": close.sayable, "reason": close.reason})
+
+    async def _answer(self, exchange: Exchange, status: int, headers: Pairs, body: bytes) -> None:
+        fields = [*headers, (b"content-length", str(len(body)).encode()), *exchange.ids]
+        await self._say({"type": "websocket.http.response.start", "status": status, "headers": fields})
+        await self._say({"type": "websocket.http.response.body", "body": body})
 
     async def _say(self, message: Message) -> None:
         with suppress(OSError):  # that is how ASGI says that nobody hears it

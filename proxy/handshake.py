@@ -7,7 +7,9 @@ from urllib.parse import unquote_to_bytes
 from proxy.errors import BadRequest, Fields, Pairs, UpgradeRequired
 
 VERSION = b"13"
-SAME_VERSION = [(b"upgrade", b"websocket"), (b"sec-websocket-version", VERSION)]
+# RFC 9110 7.8, 15.5.22: a 426 says which protocol would do, in a field that ends with the connection.
+OURS = [(b"connection", b"upgrade, close"), (b"upgrade", b"websocket"), (b"sec-websocket-version", VERSION)]
+PLAIN = [(b"connection", b"upgrade, close"), (b"upgrade", b"HTTP/1.1")]
 NONCE = b"sec-websocket-key"
 SUBPROTOCOL = b"sec-websocket-protocol"
 OF_THE_HANDSHAKE = b"sec-websocket-"  # each hop has its own
@@ -27,7 +29,7 @@ def examine_handshake(method: str, pairs: Pairs, fields: Fields) -> None:
     if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
         raise BadRequest("A WebSocket handshake has no body")
     if fields.get(b"sec-websocket-version") != VERSION:
-        raise UpgradeRequired("WebSocket is spoken here in version 13", headers=SAME_VERSION)
+        raise UpgradeRequired("WebSocket is spoken here in version 13", headers=OURS)
     nonces = [value for name, value in pairs if name == NONCE]
     if len(nonces) != 1 or not _is_nonce(nonces[0]):
         raise BadRequest("Sec-WebSocket-Key has to be 16 bytes in base64")

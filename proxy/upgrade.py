@@ -128,8 +128,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Answer a ping; to a client that does not read, only the last one is (RFC 6455 5.5.3)."""
         if self.writable.is_set():
             super().handle_ping()
-        else:
-            self._pong = self.conn.data_to_send()
+        else:  # of several that came at once, the first finds the answers to all
+            self._pong = self.conn.data_to_send() or self._pong
 
     def handle_close(self, event: Frame) -> None:
         """End the session; a message that still waits for the client to read goes nowhere."""

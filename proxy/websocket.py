@@ -16,13 +16,11 @@ from proxy.downstream_websocket import WebSocketDownstream
 from proxy.errors import UpgradeRequired
 from proxy.exchange import ABNORMAL, Call, Close
 from proxy.gateway import meet, understood
-from proxy.handshake import KEY_ITEM, split_query_keys
+from proxy.handshake import KEY_ITEM, PLAIN, split_query_keys
 from proxy.routes import Relay
 from proxy.session import Session
 from proxy.settings import Settings
 from proxy.upstream_websocket import Refused, Remote, WebSocketUpstream
-
-PLAIN = [(b"upgrade", b"HTTP/1.1")]  # RFC 9110 15.5.22: a 426 says which protocol would do
 
 
 class WebSockets:
