@@ -70,6 +70,7 @@ WITHOUT_A_TWIN = {
     "app": "wiring: every test on a socket goes through it",
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
+    "downstream_websocket": "what it says to a client is heard on the wire: test_websocket",
     "values": "test_settings puts every kind of text through it",
 }
 

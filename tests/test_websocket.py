@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,10 +21,11 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
+from websockets.utils import accept_key
 
 from proxy.settings import load
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
-from tests.peers import PATIENCE, Peer, request
+from tests.peers import PATIENCE, Peer, Upstream, request
 from tests.sockets import End, Far, dial, ended, fields, fill, hear, session
 
 GUARDED = {"PROXY_X_API_KEY": CLIENT_KEY}
@@ -253,10 +255,67 @@ async def test_the_order_to_stop_closes_both_sides_with_1001(far: Far, tmp_path:
     assert b"Traceback" not in await process.stderr.read()
 
 
+async def test_a_fault_of_ours_closes_both_sides_with_1011_and_says_nothing_of_itself(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    logging.getLogger("oxy").addHandler(caplog.handler)
+    monkeypatch.setattr("proxy.session.Usage.add", break_down)
+    async with session(proxy, far) as (client, there):
+        await there.send("anything")
+        code, reason = await ended(client)
+        assert (code, "secret" in reason) == (1011, False)
+        assert (await ended(there))[0] == 1011
+    logging.getLogger("oxy").removeHandler(caplog.handler)
+    assert "RuntimeError: a secret" in caplog.text
+
+
+async def test_a_fault_on_the_clients_side_of_ours_is_known_too(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.Remote.send", lambda *_: 1 / 0)
+    async with session(proxy, far) as (client, there):
+        await client.send("anything")
+        assert (await ended(client))[0] == 1011
+        assert (await ended(there))[0] == 1011
+
+
+async def test_a_session_that_outlasts_the_grace_time_is_cut_off(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        [task] = [task for task in asyncio.all_tasks() if "run_asgi" in repr(task)]
+        task.cancel()
+        assert (await ended(there))[0] == 1011
+        assert (await ended(client))[0] == 1006
+
+
+async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server.PING_INTERVAL", 0.01)
+    monkeypatch.setattr("proxy.upstream_websocket.PING_INTERVAL", 0.01)
+    async with Upstream().listening() as upstream, start(OXY_TARGET=upstream.url) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        there = await upstream.accept()
+        nonce = (await there.head()).get(b"sec-websocket-key") or b""
+        accepted = (b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: %b")
+        await there.say(b"\r\n".join([b"HTTP/1.1 101 Yes", *accepted, b"", b""]) % accept_key(nonce.decode()).encode())
+        assert (await client.head()).status == 101
+        for _ in range(3):
+            assert (await client.reader.readexactly(6))[:2] == b"\x89\x04"
+            assert (await there.reader.readexactly(10))[:2] == b"\x89\x84"
+        await client.say(b"\x82\x81\0\0\0\0a")
+        while (await there.reader.readexactly(2)) == b"\x89\x84":
+            await there.reader.readexactly(8)
+        there.abort()
+
+
 async def test_two_hundred_sessions_at_once_keep_their_messages_apart(proxy: Running, far: Far) -> None:
     async def one(number: int) -> None:
         async with dial(proxy, f"/v1/{number}") as client:
-            for turn in range(3):
+            for turn in range(2):
                 await client.send(f"{number} {turn}")
                 assert await hear(client) == f"/v1/{number}: {number} {turn}"
 

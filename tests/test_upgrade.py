@@ -1,0 +1,110 @@
+"""What a client's connection does at the edges of a session that no well-behaved client reaches."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import upgrade
+from proxy.settings import load
+from proxy.upgrade import WebSocketProtocol, opening
+from tests.conftest import Running, running
+from tests.peers import PATIENCE, Peer, request
+from tests.sockets import Far, ended, fill, hear, session
+from tests.test_websocket import OFFER
+
+PAIRS = [(name.lower(), value) for name, value in [(b"Host", b"proxy.example"), *OFFER]]
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[Far]:
+    async with Far().listening() as far:
+        yield far
+
+
+@pytest.fixture
+async def proxy(far: Far, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(load({"OXY_TARGET": far.url}, tmp_path)) as proxy:
+        yield proxy
+
+
+def test_the_scope_of_a_session_has_the_target_as_it_came() -> None:
+    scope = opening("GET", b"http://host/v1/a%2Fb?c=;d", PAIRS)
+    assert (scope["target"], scope["raw_path"], scope["query_string"]) == (b"/v1/a%2Fb?c=;d", b"/v1/a%2Fb", b"c=;d")
+    assert scope["headers"] is PAIRS
+
+
+async def test_a_message_in_many_fragments_takes_the_room_of_their_bytes(proxy: Running, far: Far) -> None:
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    empty, one, ping = b"\x00\x80\0\0\0\0", b"\x00\x81\0\0\0\0a", b"\x89\x80\0\0\0\0"
+    await client.say(b"\x01\x81\0\0\0\0a", (empty * 9 + one) * 1000, ping)
+    await client.until(b"\x8a\0")  # all of them have been read
+    [protocol] = proxy_protocols()
+    assert [len(piece) for piece in protocol.frames] == [1001]
+    await client.say(b"\x80\x80\0\0\0\0")
+    assert await hear(there) == "a" * 1001
+
+
+def proxy_protocols() -> list[Any]:
+    """The connections that speak WebSocket, by the tasks of their sessions."""
+    frames = [task.get_coro().cr_frame for task in asyncio.all_tasks() if "run_asgi" in repr(task)]  # type: ignore[union-attr]
+    return [frame.f_locals["self"] for frame in frames]
+
+
+async def test_a_flood_of_pings_to_one_who_does_not_read_leaves_one_pong(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        await fill(there, b"x" * 2**20, most=100)
+        [protocol] = proxy_protocols()
+        held = protocol.transport.get_write_buffer_size()
+        for _ in range(2000):
+            await client.ping()
+        await client.send("behind the pings")
+        assert await hear(there) == "behind the pings"
+        assert protocol.transport.get_write_buffer_size() <= held
+        client.transport.abort()
+
+
+async def test_a_client_that_closed_and_does_not_read_is_cut_off_in_time(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = asyncio.Event()
+
+    def connection_lost(self: WebSocketProtocol, problem: Exception | None) -> None:
+        lost.set()
+        losing(self, problem)
+
+    losing = WebSocketProtocol.connection_lost
+    monkeypatch.setattr(WebSocketProtocol, "connection_lost", connection_lost)
+    monkeypatch.setattr(upgrade, "STALL", 0.01)
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    await fill(there, b"x" * 2**20, most=100)
+    await client.say(b"\x88\x80\0\0\0\0")
+    assert (await ended(there))[0] == 1005
+    async with asyncio.timeout(PATIENCE):
+        await lost.wait()
+
+
+async def test_the_order_to_stop_before_the_upstream_has_answered_is_an_error(tmp_path: Path) -> None:
+    """It is too early to close a session, and too late to begin one."""
+    arrived: asyncio.Queue[Peer] = asyncio.Queue()
+    server = await asyncio.start_server(lambda *ends: arrived.put_nowait(Peer(*ends)), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with running(load({"OXY_TARGET": f"http://127.0.0.1:{port}"}, tmp_path)) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        upstream = await arrived.get()
+        await upstream.head()
+        [protocol] = proxy_protocols()
+        protocol.shutdown()
+        assert (await client.hear()).status == 500
+        await upstream.closed()
+        await upstream.close()
+    server.close()
