@@ -17,9 +17,10 @@ KEY_ITEM = b"openai-insecure-api-key."  # a browser sets no header, so that a ke
 KEY_PARAMETER = b"security_key"
 
 
-def offers_websocket(fields: Fields, version: str) -> bool:
+def offers_websocket(pairs: Pairs, version: str) -> bool:
     """Tell whether a request that offers to speak another protocol means this one (RFC 9110 7.8: not with HTTP/1.0)."""
-    return fields.get(b"upgrade", b"").lower() == b"websocket" and version == "1.1"
+    offers = [value.lower() for name, value in pairs if name == b"upgrade"]
+    return offers == [b"websocket"] and version == "1.1"
 
 
 def examine_handshake(method: str, pairs: Pairs, fields: Fields) -> None:

@@ -94,7 +94,7 @@ class HttpProtocol(asyncio.Protocol):
             except httptools.HttpParserUpgrade as stopped:
                 rest = memoryview(data)[stopped.args[0] :]
             while rest is not None:
-                if self._offered_websocket():
+                if offers_websocket(self._pairs, self._parser.get_http_version()):
                     self._hand_over(bytes(rest))
                     return
                 rest = self._feed_plainly(rest)
@@ -300,11 +300,6 @@ class HttpProtocol(asyncio.Protocol):
             self._timed = True
             self._expect_within(HEAD_TIMEOUT)
 
-    def _offered_websocket(self) -> bool:
-        return self._config.ws_protocol_class is not None and offers_websocket(
-            dict(self._pairs[::-1]), self._parser.get_http_version()
-        )
-
     def _hand_over(self, early: bytes) -> None:
         """Let the connection speak WebSocket from here on; `early` is what came behind the head."""
         self._upgrading = self._in_head = False
@@ -315,8 +310,7 @@ class HttpProtocol(asyncio.Protocol):
         except Failure as failure:
             self._fail(failure)
             return
-        if self._alarm is not None:
-            self._alarm.cancel()
+        cast(asyncio.TimerHandle, self._alarm).cancel()  # there is one while nothing is under way
         self._state.connections.discard(self)
         websocket = WebSocketProtocol(self._config, self._state, {}, self.loop)
         websocket.begin(self._transport, head, early)

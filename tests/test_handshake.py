@@ -52,4 +52,4 @@ def test_the_fields_of_the_handshake_end_here() -> None:
     ],
 )
 def test_an_offer_means_websocket_where_it_names_that_alone(offer: bytes, version: str, meant: bool) -> None:
-    assert offers_websocket({b"upgrade": offer}, version) is meant
+    assert offers_websocket([(b"host", b"h"), (b"upgrade", offer)], version) is meant

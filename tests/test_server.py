@@ -503,7 +503,7 @@ async def test_a_request_to_upgrade_is_relayed_in_silence(
     upstream.says(answer())
     async with start() as proxy:
         client = await proxy.connect()
-        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]))
+        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c")]))
         assert (await client.hear()).status == 200
     assert capsys.readouterr().err == ""
 
