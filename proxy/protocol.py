@@ -314,6 +314,7 @@ class HttpProtocol(asyncio.Protocol):
         self._state.connections.discard(self)
         websocket = WebSocketProtocol(self._config, self._state, {}, self.loop)
         websocket.begin(self._transport, head, early)
+        del self._parser  # the two hold one another
 
     def _feed_plainly(self, rest: memoryview) -> memoryview | None:
         """Parse a request that offered an upgrade without that offer, and what follows it up to the next such offer."""

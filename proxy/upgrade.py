@@ -51,6 +51,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._task: asyncio.Task[Any] | None = None
         self._early: list[bytes] | None = []
         self._pong: list[bytes] = []
+        self._stalled: asyncio.TimerHandle | None = None
 
     @property
     def broke(self) -> bool:
@@ -81,13 +82,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.gone = True
         if self._task is not None and not self.handshake_complete:
             self._task.cancel()
+        if self._stalled is not None:
+            self._stalled.cancel()
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:
         """Let the session go on, and answer the last ping."""
         super().resume_writing()
-        self.transport.writelines(self._pong)
-        self._pong = []
+        if self._pong:
+            self.transport.writelines(self._pong)
+            self._pong = []
 
     # What uvicorn's server calls
 
@@ -104,7 +108,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Run the application; what it leaves unread for too long is dropped."""
         self._task = asyncio.current_task()
         await super().run_asgi()
-        self.loop.call_later(STALL, self.transport.abort)
+        self.scope.clear()  # type: ignore[attr-defined]  # it holds this object
+        if not self.gone:
+            self._stalled = self.loop.call_later(STALL, self.transport.abort)
 
     def start_keepalive(self) -> None:
         """Begin with the session: the answer to its handshake has gone."""

@@ -112,3 +112,10 @@ async def fill(end: End, message: bytes, *, most: int, silence: float = 0.5) -> 
 
 def fields(response: Request | Response, name: str) -> Sequence[str]:
     return response.headers.get_all(name)
+
+
+async def settled() -> None:
+    """Wait until the proxy has done with all sessions."""
+    tasks = [task for task in asyncio.all_tasks() if "run_asgi" in repr(task)]
+    if tasks:
+        await asyncio.wait(tasks, timeout=PATIENCE)

@@ -1,15 +1,20 @@
 """What a client's connection does at the edges of a session that no well-behaved client reaches."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.datastructures import Headers
+from websockets.http11 import Response
 
 from proxy import upgrade
+from proxy.protocol import HttpProtocol
 from proxy.settings import load
 from proxy.upgrade import WebSocketProtocol, opening
+from proxy.upstream_websocket import Remote
 from tests.conftest import Running, running
 from tests.peers import PATIENCE, Peer, request
 from tests.sockets import Far, ended, fill, hear, session
@@ -108,3 +113,29 @@ async def test_the_order_to_stop_before_the_upstream_has_answered_is_an_error(tm
         await upstream.closed()
         await upstream.close()
     server.close()
+
+
+@pytest.mark.parametrize("end", ["client closes", "client vanishes", "upstream vanishes", "upstream refuses"])
+async def test_a_session_leaves_nothing_for_the_collector(proxy: Running, far: Far, end: str) -> None:
+    """It comes rarely (see `app.spare_the_collector`), and would find whole connections."""
+    far.answers = Response(403, "No", Headers()) if end == "upstream refuses" else None
+    kinds = {HttpProtocol, WebSocketProtocol, Remote}
+    gc.collect()
+    gc.disable()
+    try:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        assert (await client.head()).status == (403 if far.answers else 101)
+        if end == "client closes":
+            await client.say(b"\x88\x80\0\0\0\0")
+        elif end == "client vanishes":
+            client.abort()
+        elif end == "upstream vanishes":
+            (await far.accept()).transport.abort()
+            await client.say(b"\x88\x80\0\0\0\0")
+        await client.closed()
+        async with asyncio.timeout(PATIENCE):
+            while any(type(one) in kinds for one in gc.get_objects()):  # noqa: ASYNC110  nothing tells when
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()

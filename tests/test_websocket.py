@@ -26,7 +26,7 @@ from websockets.utils import accept_key
 from proxy.settings import load
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
 from tests.peers import PATIENCE, Peer, Upstream, request
-from tests.sockets import End, Far, dial, ended, fields, fill, hear, session
+from tests.sockets import End, Far, dial, ended, fields, fill, hear, session, settled
 
 GUARDED = {"PROXY_X_API_KEY": CLIENT_KEY}
 OPEN = {"OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_OPEN": "1"}
@@ -228,7 +228,7 @@ async def test_a_client_that_closes_without_reading_on_is_let_go(proxy: Running,
     ids=["unmasked", "reserved bits", "not UTF-8", "an unknown kind", "a continuation of nothing"],
 )
 async def test_a_client_that_does_not_speak_the_protocol_breaks_the_session(
-    proxy: Running, far: Far, frame: bytes
+    capsys: pytest.CaptureFixture[str], proxy: Running, far: Far, frame: bytes
 ) -> None:
     client = await proxy.connect()
     await client.say(request(headers=OFFER))
@@ -237,6 +237,8 @@ async def test_a_client_that_does_not_speak_the_protocol_breaks_the_session(
     await client.say(frame)
     assert (await ended(there))[0] == 1011
     assert (await client.rest())[:1] == b"\x88"
+    await settled()
+    assert capsys.readouterr().err == ""
 
 
 async def test_the_order_to_stop_closes_both_sides_with_1001(far: Far, tmp_path: Path) -> None:
