@@ -74,8 +74,9 @@ async def test_a_flood_of_pings_to_one_who_does_not_read_leaves_one_pong(proxy: 
         client.transport.abort()
 
 
-async def test_a_client_that_closed_and_does_not_read_is_cut_off_in_time(
-    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("frame", "code"), [(b"\x88", 1005), (b"\x83", 1011)], ids=["closed", "broke"])
+async def test_a_client_that_is_done_and_does_not_read_is_cut_off_in_time(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch, frame: bytes, code: int
 ) -> None:
     lost = asyncio.Event()
 
@@ -91,8 +92,8 @@ async def test_a_client_that_closed_and_does_not_read_is_cut_off_in_time(
     await client.head()
     there = await far.accept()
     await fill(there, b"x" * 2**20, most=100)
-    await client.say(b"\x88\x80\0\0\0\0")
-    assert (await ended(there))[0] == 1005
+    await client.say(frame + b"\x80\0\0\0\0")
+    assert (await ended(there))[0] == code
     async with asyncio.timeout(PATIENCE):
         await lost.wait()
 
