@@ -25,12 +25,7 @@ MODES = {
     "open": "open: NOBODY IS ASKED FOR A KEY; whoever reaches the port spends the server's (PROXY_OPEN=1)",
 }
 
-OLD_NEWS = (
-    "returned without completing",
-    "Unsupported upgrade request",
-    "No supported WebSocket library",
-    "Invalid UTF-8 sequence",
-)
+OLD_NEWS = ("returned without completing", "Invalid UTF-8 sequence")
 
 log = logging.getLogger("oxy")
 
@@ -131,7 +126,7 @@ def url(host: str, port: int) -> str:
 
 
 class OnlyNews(logging.Filter):
-    """Drops what uvicorn says of an answer left torn on purpose, and its advice to install a WebSocket library.
+    """Drops what uvicorn says of an answer left torn or a session refused on purpose, and its tracebacks of bad text.
 
     Of exchanges that outlast the grace time it drops the tracebacks; that some were cancelled is written all the same.
     """

@@ -467,8 +467,8 @@ def test_the_start_up_log_warns_of_names_that_are_no_settings(capsys: pytest.Cap
     ("message", "problem", "written"),
     [
         ("ASGI callable returned without completing response.", None, False),
-        ("Unsupported upgrade request.", None, False),
-        ("No supported WebSocket library detected. Please use ...", None, False),
+        ("ASGI callable returned without completing handshake.", None, False),
+        ("Invalid UTF-8 sequence received from client.", ValueError(), False),
         ("Exception in ASGI application\n", asyncio.CancelledError(), False),
         ("Exception in ASGI application\n", ValueError(), True),
         ("Invalid HTTP request received.", None, True),
