@@ -60,6 +60,10 @@ class Access:
             return self._signature
         return self._signature + [pair for pair in self._defaults if first(pairs, pair[0]) is None]
 
+    def is_client_key(self, given: bytes) -> bool:
+        """Tell whether this is one of the client keys."""
+        return self._name_of(given) is not None
+
     def _name_of(self, given: bytes) -> str | None:
         # Every key is compared, and each in constant time, so that the time tells nothing of which one was near.
         found = None

@@ -17,7 +17,9 @@ from proxy.metrics import Reading
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.upstream import Upstream
+from proxy.upstream_websocket import WebSocketUpstream
 from proxy.veil import Veil
+from proxy.websocket import WebSockets
 
 # Exchanges at once, where no bound for all together is set.
 MOST_RELAYED = 1024
@@ -36,12 +38,14 @@ class Front:
         at: dict[bytes, ASGIApp],
         below: tuple[bytes, ASGIApp],
         relay: ASGIApp,
+        websockets: ASGIApp,
         upstream: Upstream,
         books: Books,
     ) -> None:
         self._at = at
         self._prefix, self._below = below
         self._relay = relay
+        self._websockets = websockets
         self._upstream = upstream
         self._books = books
 
@@ -49,6 +53,9 @@ class Front:
         """Pass on, by path."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._websockets(scope, receive, send)
             return
         path: bytes = scope["raw_path"]
         app = self._at.get(path) or (self._below if path.startswith(self._prefix) else self._relay)
@@ -109,6 +116,15 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         at={b"/": pages.welcome(settings), b"/health": pages.health(), **dict.fromkeys(convenience.paths, ours)},
         below=(convenience.prefix, ours),
         relay=Gateway(relay, upstream, relayed, veil, books.ledger),
+        websockets=WebSockets(
+            settings,
+            access,
+            relay,
+            WebSocketUpstream(settings, upstream),
+            guard=relayed,
+            veil=veil,
+            ledger=books.ledger,
+        ),
         upstream=upstream,
         books=books,
     )

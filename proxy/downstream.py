@@ -77,7 +77,7 @@ class Downstream:
         if self.upload is not None:
             self.upload.drop()  # an answer that comes before the upload's end ends it
         exchange.status = answer.status
-        await self._begin(answer.status, inbound(answer.headers) + _ids(exchange), hold=answer.complete)
+        await self._begin(answer.status, inbound(answer.headers) + exchange.ids, hold=answer.complete)
         exchange.first_byte = exchange.elapsed()
         if not answer.complete:
             await answer.pour(Copied(self._sink, exchange, tap))
@@ -93,7 +93,7 @@ class Downstream:
         exchange.status = failure.status
         body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
         content = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._begin(failure.status, content + failure.headers + _ids(exchange), hold=True)
+        await self._begin(failure.status, content + failure.headers + exchange.ids, hold=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
@@ -154,10 +154,3 @@ class Upload:
         while self._more:
             message = await self._receive()
             self._more = message.get("more_body", False)
-
-
-def _ids(exchange: Exchange) -> Pairs:
-    ids = [(b"x-proxy-request-id", exchange.id.encode())]
-    if exchange.incoming_id is not None:
-        ids.append((b"x-incoming-request-id", exchange.incoming_id.encode("latin-1")))
-    return ids

@@ -59,6 +59,16 @@ class BadRequest(Failure):
     status, type, code, result = 400, "invalid_request_error", "OPENAI_PROXY_BAD_REQUEST", "validation_error"
 
 
+class UpgradeRequired(BadRequest):
+    """The client offers to speak WebSocket where it is not spoken, or in another version (RFC 9110 15.5.22)."""
+
+    status = 426
+
+    def __init__(self, message: str, *, headers: Pairs) -> None:
+        super().__init__(message)
+        self.headers = headers
+
+
 class RequestTimeout(BadRequest):
     """The head of a request took too long."""
 

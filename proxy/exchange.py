@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from random import getrandbits
 from typing import Literal, Protocol
 
-from proxy.errors import Pairs, Result
+from proxy.errors import Fields, Pairs, Result
 from proxy.usage import Usage
 
 TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
@@ -34,6 +34,7 @@ class Exchange:
       timed_out       what took too long, where something did: "connect", "head", "idle"
       failure, detail what went wrong, in words for the client and in words for the operator
       key             the name of the client key, never the key
+      messages_in, messages_out, close_code    of a WebSocket: what came from the client, went to it, and ended it
     """
 
     id: str
@@ -63,10 +64,21 @@ class Exchange:
     failure: str | None = None
     detail: str | None = None
     key: str | None = None
+    messages_in: int | None = None
+    messages_out: int | None = None
+    close_code: int | None = None
 
     def elapsed(self) -> float:
         """Return how long it has been going on."""
         return time.perf_counter() - self.clock
+
+    @property
+    def ids(self) -> Pairs:
+        """The fields by which a client finds this exchange again."""
+        ids = [(b"x-proxy-request-id", self.id.encode())]
+        if self.incoming_id is not None:
+            ids.append((b"x-incoming-request-id", self.incoming_id.encode("latin-1")))
+        return ids
 
 
 class Body(Protocol):
@@ -77,6 +89,21 @@ class Body(Protocol):
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. May raise what is to end the exchange."""
+
+
+class Request(Protocol):
+    """What of a request decides about its call. Names of fields are in lower case; `target` is as it came."""
+
+    method: str
+    headers: Pairs
+    fields: Fields
+
+    @property
+    def target(self) -> bytes: ...
+    @property
+    def client_address(self) -> bytes | None: ...
+    @property
+    def upload(self) -> Body | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +139,24 @@ class Call:
     retell: Callable[[bytes], bytes] | None = None
     release: Callable[[], None] | None = None
     idempotent: bool = False
+
+
+# RFC 6455 7.4.1
+GOING_AWAY, NO_STATUS, ABNORMAL, BROKEN = 1001, 1005, 1006, 1011
+SAYABLE = {NO_STATUS: None, ABNORMAL: BROKEN}
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """How one side of a WebSocket ended it: with a code, without one (1005), or without a word (1006)."""
+
+    code: int
+    reason: str = ""
+
+    @property
+    def sayable(self) -> int | None:
+        """The code in which the other side is told of it; None is none."""
+        return SAYABLE.get(self.code, self.code)
 
 
 class Sink(Protocol):

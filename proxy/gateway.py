@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.downstream import Downstream
 from proxy.errors import DownstreamClosed, Failure, Unforeseen
-from proxy.exchange import Call, Exchange, new_id
+from proxy.exchange import Call, Exchange, Request, new_id
 from proxy.guard import Guard
 from proxy.headers import first
 from proxy.ledger import Ledger
@@ -112,7 +112,7 @@ def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:
         exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if started else "head")
 
 
-def meet(downstream: Downstream) -> Exchange:
+def meet(downstream: Request) -> Exchange:
     """Begin the record of an exchange."""
     incoming_id = downstream.fields.get(b"x-request-id")
     return Exchange(

@@ -97,8 +97,12 @@ class Lines:
 def log_lines(stream: TextIO | None, log_format: LogFormat, environ: Mapping[str, str]) -> Lines:
     """Return the book for a stream; text is coloured on a terminal, unless NO_COLOR is set (no-color.org).
 
-    Where standard output is closed, Python has no stream for it, and every line is dropped.
+    Where standard output is closed, or is none of the system's, every line is dropped.
     """
     if stream is None:
         return Lines(-1, log_format)
-    return Lines(stream.fileno(), log_format, colour=stream.isatty() and not environ.get("NO_COLOR"))
+    try:
+        fd = stream.fileno()
+    except OSError:
+        return Lines(-1, log_format)
+    return Lines(fd, log_format, colour=stream.isatty() and not environ.get("NO_COLOR"))

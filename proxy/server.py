@@ -15,6 +15,7 @@ from proxy import __version__
 from proxy.app import create_app
 from proxy.protocol import HttpProtocol
 from proxy.settings import Settings
+from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
 from proxy.workspace import workspace
 
 BACKLOG = 2048
@@ -26,7 +27,7 @@ MODES = {
     "open": "open: NOBODY IS ASKED FOR A KEY; whoever reaches the port spends the server's (PROXY_OPEN=1)",
 }
 
-OLD_NEWS = ("returned without completing response", "Unsupported upgrade request", "No supported WebSocket library")
+OLD_NEWS = ("returned without completing", "Invalid UTF-8 sequence")
 
 log = logging.getLogger("oxy")
 
@@ -59,7 +60,11 @@ def configure(settings: Settings) -> uvicorn.Config:
         http=partial(  # type: ignore[arg-type]  # called as the class would be
             HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout
         ),
-        ws="none",
+        ws=WebSocketProtocol,
+        ws_max_size=settings.websocket_max,
+        ws_ping_interval=PING_INTERVAL,
+        ws_ping_timeout=None,  # whoever reads slowly answers late, and is not to be cut off
+        ws_per_message_deflate=False,  # see docs/design.md
         lifespan="on",
         workers=settings.workers,
         proxy_headers=False,  # who is the client is decided by the connection, never by a header
@@ -153,7 +158,7 @@ def url(host: str, port: int) -> str:
 
 
 class OnlyNews(logging.Filter):
-    """Drops what uvicorn says of an answer left torn on purpose, and its advice to install a WebSocket library.
+    """Drops what uvicorn says of an answer left torn or a session refused on purpose, and its tracebacks of bad text.
 
     Of exchanges that outlast the grace time it drops the tracebacks; that some were cancelled is written all the same.
     """

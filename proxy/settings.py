@@ -67,6 +67,8 @@ class Settings:
     log_format: LogFormat = "json"
     history: Path | None = None
     history_days: int = 30
+    websockets: bool = True
+    websocket_max: int = 64 * 1024 * 1024
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,9 +97,19 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
     Options of the command line are laid over `environ` by the caller. Raises `BadSettings` with every complaint.
     """
     reader = Reader(environ, folder)
+    settings = chosen(reader)
+    settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
+    complaints = [*reader.complaints, *contradictions(settings)]
+    if complaints:
+        raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
+    return settings
+
+
+def chosen(reader: "Reader") -> Settings:
+    """Return what was chosen, each for itself."""
     take = reader.take
     default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", values.milliseconds, 600.0)
-    settings = Settings(
+    return Settings(
         target=take("OXY_TARGET", values.target, None)
         or take("OPENAI_BASE_URL", values.target, values.target(DEFAULT_TARGET)),
         host=take("OXY_HOST", values.address, "0.0.0.0"),
@@ -126,6 +138,8 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         head_timeout=take("PROXY_HEAD_TIMEOUT_MS", values.milliseconds, 30.0),
         client_timeout=take("PROXY_CLIENT_TIMEOUT_MS", values.milliseconds, 300.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
+        websockets=take("PROXY_WEBSOCKETS", values.switch, True),
+        websocket_max=take("PROXY_WEBSOCKET_MAX_MB", values.megabytes, 64 * 1024 * 1024),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
         log_format=take("PROXY_LOG_FORMAT", values.log_format, "json"),
@@ -133,11 +147,6 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         history_days=take("PROXY_HISTORY_DAYS", values.at_least_one, 30),
         notes=tuple(reader.notes()),
     )
-    settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
-    complaints = [*reader.complaints, *contradictions(settings)]
-    if complaints:
-        raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
-    return settings
 
 
 def outbound_proxy(reader: "Reader", target: Target) -> str | None:

@@ -112,7 +112,7 @@ class Upstream:
         timeouts = self._timeouts
         if call.timeout is not None:
             timeouts = replace(timeouts, read=call.timeout, write=call.timeout)
-        answer = await self._bank.open(call.method, self._place(call.target), headers, call.body, timeouts)
+        answer = await self._bank.open(call.method, self.place(call.target), headers, call.body, timeouts)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")
@@ -127,7 +127,7 @@ class Upstream:
         """Close all connections."""
         await self._bank.aclose()
 
-    def _place(self, target: bytes) -> bytes:
+    def place(self, target: bytes) -> bytes:
         """Put the target's own path before the request's, but never its last segment twice.
 
         `OPENAI_BASE_URL` is often written with a `/v1` that the request path brings along too.

@@ -19,11 +19,12 @@ MOST_LINES_OF_A_FUNCTION = 50
 FLOORS = (
     ("the version", "__init__"),
     ("ground: what can go wrong, what was used", "errors usage"),
-    ("ground: nouns and rules", "codings exchange headers jsontext values"),
+    ("ground: nouns and rules", "codings exchange headers jsontext session values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry tables"),
-    ("the wire: parts of its two ends", "answer cycle dial request"),
+    ("the wire: parts of its two ends", "answer cycle dial handshake request"),
+    ("the wire: one connection that speaks WebSocket", "upgrade"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
     (
@@ -35,7 +36,9 @@ FLOORS = (
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),
     ("the convenience routes: their table", "convenience"),
+    ("the two banks of a WebSocket", "downstream_websocket upstream_websocket"),
     ("the life of an exchange", "gateway"),
+    ("the life of an exchange over WebSocket", "websocket"),
     ("pages of our own", "pages"),
     ("wiring", "app"),
     ("serving", "server"),
@@ -52,18 +55,26 @@ DOORS = {
         "connection pool transport upstream app",
         "the way upstream; app names the type of a transport and no more",
     ),
-    "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
     "python_multipart": ("rewrites", "reads a form as it streams in"),
     "prometheus_client": ("metrics", "what Prometheus reads, and how several workers add up"),
+    "uvicorn": (
+        "server protocol upgrade demo",
+        "serves; protocol stands in for its own, upgrade builds on one of its own; the demo has a server to itself",
+    ),
+    "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (
-        "cycle protocol cors downstream gateway pages app demo",
+        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket pages app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
-TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway"}  # the hot path is plain ASGI
+# the hot path is plain ASGI
+TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket"}
 
 # One reason to exist, and left whole.
-LONGER = {"connection": (370, "the states of a connection"), "protocol": (440, "the states of a connection")}
+LONGER = {"connection": (370, "the states of a connection"), "protocol": (460, "the states of a connection")}
+
+# Functions that are a table: as long as what they list.
+TABLES = {"chosen": "the settings"}
 
 WITHOUT_A_TWIN = {
     "__init__": "it says which version it is, and nothing else",
@@ -77,6 +88,7 @@ WITHOUT_A_TWIN = {
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
     "usage": "test_tap reads each shape of the API through it",
+    "downstream_websocket": "what it says to a client is heard on the wire: test_websocket",
     "values": "test_settings puts every kind of text through it",
 }
 
@@ -190,7 +202,7 @@ def test_a_function_stays_small(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
-            assert lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {lines} lines"
+            assert lines <= MOST_LINES_OF_A_FUNCTION or node.name in TABLES, f"{node.name} has {lines} lines"
 
 
 @each_room

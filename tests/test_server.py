@@ -514,8 +514,8 @@ def test_the_start_up_log_warns_of_names_that_are_no_settings(capsys: pytest.Cap
     ("message", "problem", "written"),
     [
         ("ASGI callable returned without completing response.", None, False),
-        ("Unsupported upgrade request.", None, False),
-        ("No supported WebSocket library detected. Please use ...", None, False),
+        ("ASGI callable returned without completing handshake.", None, False),
+        ("Invalid UTF-8 sequence received from client.", ValueError(), False),
         ("Exception in ASGI application\n", asyncio.CancelledError(), False),
         ("Exception in ASGI application\n", ValueError(), True),
         ("Invalid HTTP request received.", None, True),
@@ -552,7 +552,7 @@ async def test_a_request_to_upgrade_is_relayed_in_silence(
     upstream.says(answer())
     async with start() as proxy:
         client = await proxy.connect()
-        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]))
+        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c")]))
         assert (await client.hear()).status == 200
     assert capsys.readouterr().err == ""
 
