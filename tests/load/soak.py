@@ -98,7 +98,7 @@ class Unsteady:
         heard = await peer.hear()
         number = int(heard.get(b"x-number") or b"-1")
         self.heard[number] += 1
-        if random.random() < self.rate:
+        if number >= 0 and random.random() < self.rate:
             self.faulty[number] = random.choice(UPSTREAM_FAULTS)
             return await self._fault(peer, self.faulty[number], number)
         await peer.dribble(*self._said(heard, number))
