@@ -5,7 +5,7 @@ JOBS   ?= auto
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run dev check bench format lock clean gone
+.PHONY: help demo run dev check fuzz soak bench format lock clean gone
 .NOTPARALLEL:
 
 V   := .venv/bin
@@ -15,7 +15,7 @@ PIP := $(V)/python -u -m pip --disable-pip-version-check
 help:  ## list the targets
 	@echo 'make TARGET [ARGS="--port 9000"]'
 	@sed -n 's/^\([a-z]*\):.*  ## /  \1	/p' Makefile
-	@echo 'ARGS is handed to oxy (demo, run, dev), pytest (check), bench/run.py or uv (lock). PYTHON=... chooses the interpreter of a new .venv.'
+	@echo 'ARGS is handed to oxy (demo, run, dev), pytest (check), fuzz, soak, bench/run.py or uv (lock). PYTHON=... chooses the interpreter of a new .venv.'
 
 # `exec` puts the proxy in the place of the recipe's shell: Ctrl-C and SIGTERM reach it, and its exit status is make's.
 
@@ -39,6 +39,12 @@ check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the
 	step types $(V)/mypy --strict proxy tests; \
 	step tests $(V)/python -m pytest -n $(JOBS) --timeout 120 --cov --cov-report=term $(ARGS); \
 	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
+
+fuzz: .venv/.dev  ## throw mutated answers and forms at the parsers for a minute
+	@exec $(V)/python -m tests.load.fuzz $(ARGS)
+
+soak: .venv/.dev  ## play 200 exchanges at once for a minute, with faults on both sides; nothing may be left (ARGS="--way httpx")
+	@exec $(V)/python -m tests.load.soak $(ARGS)
 
 bench: .venv/.run bench/.venv/.ready  ## measure the proxy beside others; ARGS=--list names them, ARGS=--quick is short
 	@exec $(V)/python bench/run.py $(ARGS)

@@ -1,11 +1,8 @@
 """The application: builds each object once and wires them."""
 
 import gc
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import httpx
-from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import pages
@@ -13,9 +10,15 @@ from proxy.access import Access
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
+from proxy.guard import Guard, share
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.upstream import Upstream
+from proxy.veil import Veil
+
+# Exchanges at once, where no bound for all together is set.
+MOST_RELAYED = 1024
+MOST_SHAPED = 32
 
 
 class Front:
@@ -25,21 +28,29 @@ class Front:
     """
 
     def __init__(
-        self, *, at: dict[bytes, ASGIApp], below: tuple[bytes, ASGIApp], relay: ASGIApp, lifespan: ASGIApp
+        self, *, at: dict[bytes, ASGIApp], below: tuple[bytes, ASGIApp], relay: ASGIApp, upstream: Upstream
     ) -> None:
         self._at = at
         self._prefix, self._below = below
         self._relay = relay
-        self._lifespan = lifespan
+        self._upstream = upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, by path."""
         if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
+            await self._live(receive, send)
             return
         path: bytes = scope["raw_path"]
         app = self._at.get(path) or (self._below if path.startswith(self._prefix) else self._relay)
         await app(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        spare_the_collector()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._upstream.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 def spare_the_collector() -> None:
@@ -59,21 +70,18 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     `transport` is used instead of our own. Nothing is read, resolved or opened before the first request.
     """
     upstream = Upstream(settings, transport)
-
-    @asynccontextmanager
-    async def lifespan(_: object) -> AsyncIterator[None]:
-        spare_the_collector()
-        yield
-        await upstream.aclose()
-
     access = Access(settings)
     relay = Relay(settings, access)
     convenience = Convenience(settings, access, relay)
-    ours = Gateway(convenience, upstream)
+    veil = Veil(settings.secrets)
+    total = settings.max_parallel
+    relayed = Guard(share(total or MOST_RELAYED, settings.workers))
+    shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
+    ours = Gateway(convenience, upstream, shaped, veil)
     front = Front(
         at={b"/": pages.welcome(settings), b"/health": pages.health(), **dict.fromkeys(convenience.paths, ours)},
         below=(convenience.prefix, ours),
-        relay=Gateway(relay, upstream),
-        lifespan=Router(lifespan=lifespan),
+        relay=Gateway(relay, upstream, relayed, veil),
+        upstream=upstream,
     )
     return Cors(front, settings.cors_origins)

@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
                 raise answer.problem  # it went on beyond its end: none of it is to be trusted
         except BaseException:
             self.abort()
+            answer.problem = given_up()  # the one that was raised knows this answer
             raise
         return answer
 
@@ -95,6 +96,8 @@ class Connection(asyncio.Protocol):
         """Make the connection ready for the next exchange, or close it."""
         if not (answer.complete and self._sent and self._reusable and answer.problem is None and self.alive):
             self.abort()
+            if answer.problem is not None:
+                answer.problem = given_up()  # the one that was raised knows this answer
             return
         self._answer = None
         self.go_on()
@@ -120,7 +123,7 @@ class Connection(asyncio.Protocol):
         """Close at once; whatever is under way here is lost."""
         self.alive = False
         if self._answer is not None and not self._answer.complete:
-            self._answer.fail(httpx.CloseError("The connection was given up"))
+            self._answer.fail(given_up())
         if self._uploader is not None:
             self._uploader.cancel()
         self._transport.abort()
@@ -250,7 +253,10 @@ class Connection(asyncio.Protocol):
             self._drained.set_result(None)
         if self._uploader is not None:
             self._uploader.cancel()
-        answer = self._answer
+            self._uploader = None
+        # The garbage collector comes rarely: those that know one another let go.
+        answer, self._answer = self._answer, None
+        self._parser = cast(httptools.HttpResponseParser, None)
         if answer is None or answer.complete:
             return
         if exc is not None:
@@ -344,6 +350,11 @@ def examined(pairs: Pairs) -> tuple[int | None, bool]:
     if size > MAX_HEAD or len(pairs) > MAX_FIELDS:
         raise Excess("The head is too large")
     return length, coded
+
+
+def given_up() -> httpx.CloseError:
+    """Return what is raised to whoever reads on nevertheless."""
+    return httpx.CloseError("The connection was given up")
 
 
 def new_parser(connection: Connection) -> httptools.HttpResponseParser:

@@ -23,7 +23,6 @@ class Convenience:
 
     def __init__(self, settings: Settings, access: Access, relay: Relay) -> None:
         counter = Counter(settings, access, relay)
-        queries = Queries(counter)
         prompt = partial(chat.prompt, default_model=settings.default_model)
         self._exact: dict[bytes, Offered] = {
             b"/openai": {"POST": ("openai", Objects(counter, chat.completion, target=chat.TARGET))},
@@ -32,7 +31,7 @@ class Convenience:
             b"/openai/audio/transcriptions": {"POST": ("transcriptions", Forms(counter))},
         }
         self._operations: dict[responses.Operation, Route] = {
-            operation: Objects(counter, empty=operation.empty) if method == "POST" else queries
+            operation: _posted(counter, operation) if method == "POST" else Queries(counter)
             for _, offered in responses.OPERATIONS
             for method, operation in offered.items()
         }
@@ -52,3 +51,7 @@ class Convenience:
     def _responses(self, path: bytes) -> Offered:
         offered = responses.operations(path)
         return {method: (operation.name, self._operations[operation]) for method, operation in offered.items()}
+
+
+def _posted(counter: Counter, operation: responses.Operation) -> Route:
+    return Objects(counter, empty=operation.empty, idempotent=operation.idempotent)

@@ -7,14 +7,23 @@ from proxy.access import CREDENTIALS, Access
 from proxy.downstream import Downstream
 from proxy.errors import Failure, Forbidden, Pairs, Unauthorized
 from proxy.exchange import Body, Call, Exchange
+from proxy.guard import Budget, share
 from proxy.own import Own
 from proxy.routes import Relay
 from proxy.settings import Settings
+from proxy.values import MEGABYTE
 from proxy.whole import OF_THE_BYTES
+
+MOST_OF_ALL_OBJECTS = 512 * MEGABYTE  # in memory
+MOST_OF_ALL_FORMS = 4096 * MEGABYTE  # on disk
 
 
 class Counter:
-    """Where every convenience request comes by. `max_body` is how many bytes of a JSON object are taken."""
+    """Where every convenience request comes by.
+
+    `max_body` is how many bytes of a JSON object are taken; `objects` and `forms` bound the bytes of all that come at
+    once, since whoever sends them may turn out to have no key.
+    """
 
     def __init__(self, settings: Settings, access: Access, relay: Relay) -> None:
         self._access = access
@@ -22,6 +31,8 @@ class Counter:
         self._default = settings.upstream_timeout
         self._most = settings.upstream_max_timeout
         self.max_body = settings.max_body
+        self.objects = Budget(share(MOST_OF_ALL_OBJECTS, settings.workers))
+        self.forms = Budget(share(MOST_OF_ALL_FORMS, settings.workers))
 
     def ready(self, downstream: Downstream, own: Own) -> bool:
         """Tell whether header and query say enough for a call: the client's key, and one for the upstream."""

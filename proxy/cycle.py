@@ -36,11 +36,13 @@ class Line(Protocol):
 
     loop: asyncio.AbstractEventLoop
     writable: bool
+    client_due: float | None
 
     def write(self, *pieces: bytes) -> None: ...
     async def drain(self) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
+    def expect_client(self) -> None: ...
     def keeps(self, cycle: "Cycle") -> bool: ...
     def finish(self, cycle: "Cycle") -> None: ...
     def tear(self, cycle: "Cycle") -> None: ...
@@ -110,8 +112,7 @@ class Cycle:
             if self.more and not self._chunks and not self._over:
                 self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self._chunks or self._over) and (self.more or self._app_told):
-            self._waiter = self._line.loop.create_future()
-            await self._waiter
+            await self._wait()
         if self._over:
             return {"type": "http.disconnect"}
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -165,6 +166,15 @@ class Cycle:
         """Take it that the client is gone."""
         self._over = True
         self._wake()
+
+    async def _wait(self) -> None:
+        self._waiter = self._line.loop.create_future()
+        if self.more and not self.started:
+            self._line.expect_client()
+        try:
+            await self._waiter
+        finally:
+            self._line.client_due = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

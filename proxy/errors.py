@@ -111,6 +111,13 @@ class MethodNotAllowed(Failure):
         self.headers = [(b"allow", allow.encode())]
 
 
+class Overloaded(Failure):
+    """All slots are taken."""
+
+    status, type, code, result = 503, "proxy_overloaded", "OPENAI_PROXY_OVERLOADED", "proxy_overloaded"
+    headers = [(b"retry-after", b"1")]  # noqa: RUF012
+
+
 class UpstreamUnreachable(Failure):
     """No answer, or only a part of one, could be had: DNS, TLS, refused, reset, not HTTP."""
 

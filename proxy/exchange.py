@@ -30,6 +30,7 @@ class Exchange:
     route: str = "relay"
     timeout: float | None = None
     timeout_source: TimeoutSource = "default"
+    retries: int = 0
 
 
 class Body(Protocol):
@@ -63,7 +64,8 @@ class Call:
     `target` is path and query as they go on the wire. `headers` are those of the client that may cross, and our
     credentials; framing included, `Host` not. `body` is None where the request has none. `timeout` takes the place of
     the setting. `retell` makes another body of that of a successful answer, which is read whole for it. `release` lets
-    go of what is kept for the body; whoever has the call calls it when the exchange is over.
+    go of what is kept for the body; whoever has the call calls it when the exchange is over. An `idempotent` one may
+    go out again where it came to nothing; its body can be read again.
     """
 
     method: str
@@ -73,6 +75,7 @@ class Call:
     timeout: float | None = None
     retell: Callable[[bytes], bytes] | None = None
     release: Callable[[], None] | None = None
+    idempotent: bool = False
 
 
 class Sink(Protocol):
@@ -93,7 +96,9 @@ class Answer(Protocol):
 
     status: int
     headers: Pairs
-    complete: bool
+
+    @property
+    def complete(self) -> bool: ...
 
     async def pour(self, sink: Sink) -> None:
         """Push each piece into the sink the moment that it comes, until the last byte is here."""

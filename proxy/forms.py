@@ -26,7 +26,7 @@ class Forms:
 
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Read of the form what has to be known before the call, and make the call."""
-        spool = Spool()
+        spool = Spool(self._counter.forms)
         try:
             call = await self._call(exchange, downstream, spool)
         except BaseException:

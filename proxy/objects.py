@@ -25,12 +25,14 @@ class Objects:
         target: bytes = b"",
         retell: Callable[[bytes], bytes] | None = None,
         empty: responses.Empty = "refused",
+        idempotent: bool = False,
     ) -> None:
         self._counter = counter
         self._rewrite = rewrite
         self._target = target
         self._retell = retell
         self._empty = empty
+        self._idempotent = idempotent
 
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Read the object, take out what is the proxy's own, and make the call."""
@@ -44,13 +46,14 @@ class Objects:
         body = None if self._empty == "nothing" and not members else Whole(write(members).encode())
         target = with_query(self._target or responses.target(downstream.path), query)
         call = self._counter.call(exchange, downstream, own, admitted, target=target, body=body, content_type=JSON)
+        call.idempotent = self._idempotent
         if self._retell is not None:
             call.retell = self._retell
             call.headers = [pair for pair in call.headers if pair[0] != b"accept-encoding"]
         return call
 
     async def _members(self, downstream: Downstream) -> tuple[Members, Failure | None]:
-        body = await read_whole(downstream.upload, self._counter.max_body)
+        body = await read_whole(downstream.upload, self._counter.max_body, self._counter.objects)
         if not body and self._empty != "refused":
             return {}, None
         try:
@@ -71,4 +74,6 @@ class Queries:
         query, own = split_query(downstream.query)
         admitted = self._counter.admit(downstream, own, None)
         target = with_query(responses.target(downstream.path), query)
-        return self._counter.call(exchange, downstream, own, admitted, target=target)
+        call = self._counter.call(exchange, downstream, own, admitted, target=target)
+        call.idempotent = True
+        return call

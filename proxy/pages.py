@@ -71,11 +71,19 @@ def welcome(settings: Settings) -> Page:
 
 
 def health() -> Page:
-    """Return the page at `/health`: that this process is alive, which version it is, and for how long (seconds)."""
+    """Return the page at `/health`: that this process is alive, which version it is, and for how long (seconds).
+
+    One that finishes what is under way and then ends says so with 503.
+    """
     began = time.monotonic()
 
-    def render(_: Request) -> Response:
-        uptime = round(time.monotonic() - began, 3)
-        return JSONResponse({"status": "ok", "version": __version__, "uptime": uptime}, headers=NO_STORE)
+    def render(request: Request) -> Response:
+        draining: bool = request.scope["line"].stopping
+        facts = {
+            "status": "draining" if draining else "ok",
+            "version": __version__,
+            "uptime": round(time.monotonic() - began, 3),
+        }
+        return JSONResponse(facts, 503 if draining else 200, headers=NO_STORE)
 
     return Page(render)

@@ -25,10 +25,11 @@ from proxy.cycle import STATUS_LINES, Cycle, Farewell, reset
 from proxy.errors import BadRequest, Failure, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.exchange import new_id
 from proxy.headers import LOWER_CASE
-from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form
+from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
 
 MAX_WAITING = 100  # requests that a client may send ahead
 HEAD_TIMEOUT = 30.0  # seconds for a head to come
+CLIENT_TIMEOUT = 300.0  # seconds for a client to send something of its body, or to read something of its answer
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -41,14 +42,19 @@ class HttpProtocol(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        head_timeout: float = HEAD_TIMEOUT,
+        client_timeout: float = CLIENT_TIMEOUT,
     ) -> None:
         self.loop = _loop or asyncio.get_running_loop()
         self.gone = False
         self._app = cast(ASGIApp, config.loaded_app)
         self._keep_alive_timeout = config.timeout_keep_alive
+        self._head_timeout = head_timeout
+        self._client_timeout = client_timeout
         self._state = server_state
         self._transport: asyncio.Transport
-        self._stopping = False
+        self.stopping = False
         self._upgrading = False
         self._reading_paused = False
         self.writable = True  # whether the client reads fast enough
@@ -56,7 +62,9 @@ class HttpProtocol(asyncio.Protocol):
         self._current: Cycle | None = None  # whose answer is under way
         self._latest: Cycle | None = None  # whose body is being read
         self._waiting: deque[tuple[Cycle, Scope]] = deque()  # whose heads came while another answer was under way
-        self._deadline: float | None = None
+        self._deadline: float | None = None  # for the next request
+        self.client_due: float | None = None  # for the client, in an exchange that waits for it
+        self._unsent = 0  # bytes, when that wait began
         self._alarm: asyncio.TimerHandle | None = None
         self._parser = new_parser(self)
         self._in_head = self._timed = self._large = False
@@ -74,7 +82,7 @@ class HttpProtocol(asyncio.Protocol):
         self._server = address(transport.get_extra_info("sockname"))
         self._client = address(transport.get_extra_info("peername"))
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self._expect_within(HEAD_TIMEOUT)
+        self._expect_within(self._head_timeout)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; the exchanges whose heads are complete start from there."""
@@ -117,8 +125,13 @@ class HttpProtocol(asyncio.Protocol):
         for cycle in (self._current, self._latest):
             if cycle is not None:
                 cycle.disconnect()
-        if self._current is not None:
+        # In the same turn: a cancellation that came later would break into what httpcore does, once the upload has
+        # raised, to close its connection, and leave that open.
+        if self._current is not None and asyncio.current_task() is not self._task:
             self._task.cancel()
+        # The garbage collector comes rarely: those that know one another let go.
+        self._current = self._latest = None
+        self._parser = cast(httptools.HttpRequestParser, None)
 
     def pause_writing(self) -> None:
         """Let the answer wait: the client reads more slowly than the upstream writes."""
@@ -133,10 +146,13 @@ class HttpProtocol(asyncio.Protocol):
     # What uvicorn's server calls
 
     def shutdown(self) -> None:
-        """Close, at once or after the answer that is under way."""
-        self._stopping = True
+        """Close after the next answer. Nobody waits for a connection that has none under way: it ends with the server.
+
+        To close it now would break off a request that is on its way here.
+        """
+        self.stopping = True
         if self._current is None:
-            self._close()
+            self._state.connections.discard(self)
 
     # What the parser calls
 
@@ -224,7 +240,17 @@ class HttpProtocol(asyncio.Protocol):
             return
         if self._drained is None or self._drained.done():
             self._drained = self.loop.create_future()
-        await self._drained
+        self.expect_client()
+        try:
+            await self._drained
+        finally:
+            self.client_due = None
+
+    def expect_client(self) -> None:
+        """Give the client its time to go on, until `client_due` is None again."""
+        self._unsent = self._transport.get_write_buffer_size()
+        self.client_due = self.loop.time() + self._client_timeout
+        self._ring_at(self.client_due)
 
     def pause_reading(self) -> None:
         """Let the client wait."""
@@ -240,7 +266,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def keeps(self, cycle: Cycle) -> bool:
         """Tell whether the connection goes on after this exchange."""
-        return not (cycle.last or self._stopping)
+        return not (cycle.last or self.stopping)
 
     def finish(self, cycle: Cycle) -> None:
         """Go on to the next exchange, or close behind the last."""
@@ -253,7 +279,7 @@ class HttpProtocol(asyncio.Protocol):
         elif self._refusal is not None:
             self._refuse(self._refusal)
         else:
-            self._expect_within(HEAD_TIMEOUT if self._in_head else self._keep_alive_timeout)
+            self._expect_within(self._head_timeout if self._in_head else self._keep_alive_timeout)
             self.resume_reading()
 
     def tear(self, cycle: Cycle) -> None:
@@ -287,39 +313,23 @@ class HttpProtocol(asyncio.Protocol):
         return self._latest is not None and self._latest.more
 
     def _bound_undone(self) -> None:
-        """Bound what comes in pieces, in size, and a head in time: HEAD_TIMEOUT from its first byte to its last."""
+        """Bound what comes in pieces, in size, and a head in time, from its first byte to its last."""
         if self._undone > MAX_TARGET + MAX_HEAD:
             self._fail(HeadTooLarge("The header fields are too large"))
         elif self._in_head and not self._timed:
             self._timed = True
-            self._expect_within(HEAD_TIMEOUT)
+            self._expect_within(self._head_timeout)
 
     def _feed_plainly(self, rest: memoryview) -> memoryview | None:
         """Parse a request that offered an upgrade without that offer, and what follows it up to the next such offer."""
-        head = self._without_upgrade()
-        self._parser.feed_data(head)
+        method, version = self._parser.get_method(), self._parser.get_http_version()
+        self._parser, self._upgrading = new_parser(self), False
+        self._parser.feed_data(without_upgrade(method, self._target, version, self._pairs))
         try:
             self._parser.feed_data(rest)
         except httptools.HttpParserUpgrade as stopped:
             return rest[stopped.args[0] :]
         return None
-
-    def _without_upgrade(self) -> bytes:
-        """Return the head of the request anew, less its offer to speak another protocol (RFC 9110 7.8: to be ignored).
-
-        llhttp reads no body behind such an offer; a second one reads the head as the plain request that it also is.
-        """
-        method, version = self._parser.get_method(), self._parser.get_http_version()
-        self._parser, self._upgrading = new_parser(self), False
-        if method == b"CONNECT":
-            return b"A tunnel is nothing to relay\r\n\r\n"
-        lines = [b"%b %b HTTP/%b" % (method, self._target, version.encode())]
-        for name, value in self._pairs:
-            if name == b"connection":
-                value = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
-            if name != b"upgrade":
-                lines.append(b"%b: %b" % (name, value))
-        return b"\r\n".join([*lines, b"", b""])
 
     def _fail(self, failure: Failure) -> None:
         """Take nothing more from this client; what came whole before is answered first."""
@@ -367,18 +377,17 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.close()
 
     def _part(self) -> None:
-        if self._current is not None:
-            self._current.disconnect()
-        self._deadline = None
-        self._state.connections.discard(self)
         Farewell(self._transport, self.loop, self._state.connections)
-        self.loop.call_soon(self.connection_lost, None)
+        self.connection_lost(None)
 
     def _expect_within(self, seconds: float) -> None:
         """Close if nothing comes for so long. The alarm is armed anew only where it would ring too late."""
         self._deadline = self.loop.time() + seconds
-        if self._alarm is None or self._alarm.when() > self._deadline:
-            self._set_alarm(self._deadline)
+        self._ring_at(self._deadline)
+
+    def _ring_at(self, when: float) -> None:
+        if self._alarm is None or self._alarm.when() > when:
+            self._set_alarm(when)
 
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
@@ -387,10 +396,13 @@ class HttpProtocol(asyncio.Protocol):
 
     def _ring(self) -> None:
         self._alarm = None
-        if self._deadline is None or self._current is not None:
+        due = self._deadline if self._current is None else self.client_due
+        if due is None:
             return
-        if self.loop.time() < self._deadline:
-            self._set_alarm(self._deadline)
+        if self.loop.time() < due:
+            self._set_alarm(due)
+        elif self._current is not None:
+            self._give_up(self._current)
         elif self._in_head:
             self._refuse(RequestTimeout("The head of the request took too long"))
         elif self._latest is not None and self._latest.dropped:  # the rest of an upload that has its answer
@@ -398,6 +410,15 @@ class HttpProtocol(asyncio.Protocol):
             self._expect_within(self._keep_alive_timeout)
         else:
             self._close()
+
+    def _give_up(self, cycle: Cycle) -> None:
+        """End an exchange whose client neither sends nor reads; one that reads slowly has its time anew."""
+        if self._transport.get_write_buffer_size() < self._unsent:
+            self.expect_client()
+        elif cycle.started:
+            reset(self._transport)
+        else:
+            self._refuse(RequestTimeout("The body of the request does not go on"))
 
 
 def new_parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:

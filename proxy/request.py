@@ -43,3 +43,19 @@ def origin_form(target: bytes) -> bytes:
         raise BadRequest("The request target is neither a path nor a URL")
     end = min((place for mark in (b"/", b"?") if (place := rest.find(mark)) >= 0), default=len(rest))
     return rest[end:] if rest[end:].startswith(b"/") else b"/" + rest[end:]
+
+
+def without_upgrade(method: bytes, target: bytes, version: str, pairs: Pairs) -> bytes:
+    """Return a head anew, less its offer to speak another protocol (RFC 9110 7.8: to be ignored).
+
+    llhttp reads no body behind such an offer; a second one reads the head as the plain request that it also is.
+    """
+    if method == b"CONNECT":
+        return b"A tunnel is nothing to relay\r\n\r\n"
+    lines = [b"%b %b HTTP/%b" % (method, target, version.encode())]
+    for name, value in pairs:
+        if name == b"connection":
+            value = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
+        if name != b"upgrade":
+            lines.append(b"%b: %b" % (name, value))
+    return b"\r\n".join([*lines, b"", b""])

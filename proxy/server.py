@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -54,7 +55,9 @@ def configure(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         partial(create_app, settings),
         factory=True,
-        http=HttpProtocol,
+        http=partial(  # type: ignore[arg-type]  # called as the class would be
+            HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout
+        ),
         ws="none",
         lifespan="on",
         workers=settings.workers,
@@ -74,7 +77,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on
     else:
-        server = uvicorn.Server(config)
+        server = Server(config)
         # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
         # an ordered stop is status 0 and not -15, also where it is ordered before the server is up.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -82,6 +85,15 @@ def serve(settings: Settings, sock: socket.socket) -> None:
         run = partial(server.run, sockets=[sock])
     announce(settings, sock)
     run()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends at once when it is told to stop a second time, whichever way."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the signal."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
 
 
 class Workers(Multiprocess):
@@ -96,6 +108,20 @@ class Workers(Multiprocess):
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
         super().init_processes()
         signal.signal(signal.SIGINT, ours)
+
+    def terminate_all(self) -> None:
+        """Let the workers finish; who calls from now on is to hear at once that nobody takes it."""
+        super().terminate_all()
+        for sock in self.sockets:
+            sock.close()
+
+    def join_all(self) -> None:
+        """Wait for the workers to end; told to stop a second time, end them."""
+        for process in self.processes:
+            while process.process.is_alive():
+                process.process.join(0.1)
+                if self.signal_queue:
+                    process.process.kill()
 
 
 def announce(settings: Settings, sock: socket.socket) -> None:

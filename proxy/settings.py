@@ -54,9 +54,12 @@ class Settings:
     connect_timeout: float = 30.0
     upstream_timeout: float = 600.0
     upstream_max_timeout: float = 900.0
+    max_parallel: int | None = None
     default_model: str = "gpt-4o-mini"
     max_body: int = 64 * values.MEGABYTE
     keep_alive: float = 900.0
+    head_timeout: float = 30.0
+    client_timeout: float = 300.0
     shutdown_grace: float = 30.0
     transport: Transport = "auto"
     http2: bool = False
@@ -69,6 +72,11 @@ class Settings:
         if self.transport == "auto":
             return "httpx" if self.http2 or self.outbound_proxy else "fast"
         return self.transport
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """All that nobody may read."""
+        return (*self.client_keys, *([self.openai_api_key] if self.openai_api_key else ()))
 
     @property
     def mode(self) -> Mode:
@@ -108,9 +116,12 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         upstream_max_timeout=max(
             default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
         ),
+        max_parallel=take("OPENAI_PROXY_MAX_PARALLEL_REQUESTS", values.at_least_one, None),
         default_model=take("DEFAULT_MODEL", str, "gpt-4o-mini"),
         max_body=take("PROXY_MAX_BODY_MB", values.megabytes, 64 * values.MEGABYTE),
         keep_alive=take("PROXY_KEEP_ALIVE_MS", values.milliseconds, 900.0),
+        head_timeout=take("PROXY_HEAD_TIMEOUT_MS", values.milliseconds, 30.0),
+        client_timeout=take("PROXY_CLIENT_TIMEOUT_MS", values.milliseconds, 300.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
@@ -150,6 +161,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
             "OXY_TRANSPORT=fast speaks HTTP/1.1 and goes straight to the target: leave it unset "
             "for OXY_HTTP2 and for HTTPS_PROXY or ALL_PROXY"
         )
+    if settings.max_parallel is not None and settings.max_parallel < settings.workers:
+        yield "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS: each worker needs one at least"
     if points_at_itself(settings.target, settings.port):
         yield (
             f"the target {settings.target} is this proxy itself. OPENAI_BASE_URL is also what SDKs read: "

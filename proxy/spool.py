@@ -5,6 +5,8 @@ from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO
 
+from proxy.guard import Budget
+
 IN_MEMORY = 1024 * 1024
 
 
@@ -12,18 +14,20 @@ class Spool:
     """Takes a body, and gives it back once. Whoever made it closes it.
 
     What is written to disk and read from it passes in pieces of `IN_MEMORY` bytes, in a thread, so that a slow disk
-    holds nobody else up. `length` is how much was taken.
+    holds nobody else up. `length` is how much was taken, and what `budget` counts until it is closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
         self.length = 0
+        self._budget = budget
         self._file: IO[bytes] | None = None
         self._held: list[bytes] = []
         self._holding = 0
         self._rewound = False
 
     async def write(self, piece: bytes) -> None:
-        """Take a piece. Raises `OSError` where the disk does not."""
+        """Take a piece. Raises `Overloaded` where there is no room, `OSError` where the disk does not take it."""
+        self._budget.take(len(piece))
         self._held.append(piece)
         self._holding += len(piece)
         self.length += len(piece)
@@ -43,6 +47,8 @@ class Spool:
 
     def close(self) -> None:
         """Let it all go."""
+        self._budget.give(self.length)
+        self.length = 0
         self._held = []
         if self._file is not None:
             with suppress(OSError):  # what a full disk did not take is written once more, and nobody wants it

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Sink
+from proxy.guard import Budget
+from proxy.headers import first
 
 MOST_OF_AN_ANSWER = 64 * 1024 * 1024
 # What says something about the bytes of a body ends with them (RFC 9110 8, RFC 9530).
@@ -23,26 +25,37 @@ class Whole:
 
     def __init__(self, content: bytes) -> None:
         self.length = len(content)
-        self._rest = content
+        self._content = self._rest = content
 
     async def read(self) -> bytes:
         """Return all of it, then nothing."""
         content, self._rest = self._rest, b""
         return content
 
+    def again(self) -> "Whole":
+        """Return it as it was."""
+        return Whole(self._content)
 
-async def read_whole(body: Body | None, limit: int) -> bytes:
-    """Return a request's body. Raises `BodyTooLarge` as soon as it is known to be longer than `limit` bytes."""
+
+async def read_whole(body: Body | None, limit: int, budget: Budget) -> bytes:
+    """Return a request's body. Raises `BodyTooLarge` as soon as it is known to be longer than `limit` bytes.
+
+    While it comes, `budget` counts it, and may raise `Overloaded`: who sends it is perhaps not known yet.
+    """
     if body is None:
         return b""
     if (body.length or 0) > limit:
         raise too_large(limit)
     pieces, size = [], 0
-    while piece := await body.read():
-        size += len(piece)
-        if size > limit:
-            raise too_large(limit)
-        pieces.append(piece)
+    try:
+        while piece := await body.read():
+            budget.take(len(piece))
+            size += len(piece)
+            if size > limit:
+                raise too_large(limit)
+            pieces.append(piece)
+    finally:
+        budget.give(size)
     return b"".join(pieces)
 
 
@@ -81,15 +94,13 @@ def _has_zlib_header(content: bytes) -> bool:
 
 
 class Retold:
-    """An answer whose body is made anew of the whole of another."""
+    """An answer whose body is here: another's, or one made of it."""
 
     complete = True
 
-    def __init__(self, answer: Answer, body: bytes) -> None:
+    def __init__(self, answer: Answer, headers: Pairs, body: bytes) -> None:
         self.status = answer.status
-        kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES]
-        length = str(len(body)).encode()
-        self.headers: Pairs = [*kept, (b"content-type", b"application/json"), (b"content-length", length)]
+        self.headers = headers
         self._answer = answer
         self._body = body
 
@@ -112,23 +123,31 @@ async def retold(answer: Answer, retell: Callable[[bytes], bytes]) -> Answer:
     """
     if not 200 <= answer.status < 300:
         return answer
-    heard = Heard()
-    if not answer.complete:
-        await answer.pour(heard)
-    content = b"".join([*heard.pieces, answer.take()])
-    coding = next((value for name, value in answer.headers if name == b"content-encoding"), b"")
+    content = await gathered(answer, MOST_OF_AN_ANSWER)
     try:
-        return Retold(answer, retell(expanded(content, coding, MOST_OF_AN_ANSWER)))
+        content = expanded(content, first(answer.headers, b"content-encoding") or b"", MOST_OF_AN_ANSWER)
     except (BadRequest, BodyTooLarge):
         raise UpstreamUnreachable("The upstream's response cannot be read") from None
+    body = retell(content)
+    kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES]
+    length = str(len(body)).encode()
+    return Retold(answer, [*kept, (b"content-type", b"application/json"), (b"content-length", length)], body)
+
+
+async def gathered(answer: Answer, most: int) -> bytes:
+    """Return the whole body of an answer. Raises `UpstreamUnreachable` if it is longer than `most` bytes."""
+    heard = Heard(most)
+    if not answer.complete:
+        await answer.pour(heard)
+    return b"".join([*heard.pieces, answer.take()])
 
 
 class Heard:
     """A sink that keeps what it takes, up to a bound."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self.pieces: list[bytes] = []
-        self._room = MOST_OF_AN_ANSWER
+        self._room = most
 
     def push(self, piece: bytes) -> bool:
         """Keep a piece."""

@@ -123,6 +123,7 @@ class Upstream:
         self.heard: list[Heard] = []
         self.accepted = 0
         self._answer: tuple[bytes, ...] | None = None
+        self._turns: list[bytes] = []
         self._closes = False
         self._peers: asyncio.Queue[Peer] = asyncio.Queue()
         self._all: list[Peer] = []
@@ -143,6 +144,10 @@ class Upstream:
         """`closes`: the answer ends with the connection, as it must where nothing else tells its end."""
         self._answer, self._closes = pieces, closes
 
+    def says_in_turn(self, *answers: bytes) -> None:
+        """One answer for each request."""
+        self._answer, self._turns = (b"",), list(answers)
+
     async def accept(self) -> Peer:
         async with asyncio.timeout(PATIENCE):
             return await self._peers.get()
@@ -157,7 +162,7 @@ class Upstream:
         try:
             while True:
                 self.heard.append(await peer.hear())
-                await peer.dribble(*self._answer)
+                await peer.dribble(*([self._turns.pop(0)] if self._turns else self._answer))
                 if self._closes:
                     peer.writer.close()
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):

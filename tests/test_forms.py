@@ -207,6 +207,7 @@ async def test_a_client_that_hangs_up_while_its_form_goes_on_ends_the_call(
     client = await proxy.connect()
     await client.say(said(part("prompt", b"x" * 5000), FILE, END, fields=[SHOWN])[:-200])
     there = await upstream.accept()
+    await there.head()
     await client.close()
     assert b"\r\n0\r\n" not in await there.rest()
     assert [file.closed for file in spools] == [True]

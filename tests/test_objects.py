@@ -456,8 +456,9 @@ PLAIN = [(path, members) for path, members, _, _ in CALLS]
 
 @pytest.mark.parametrize(("path", "members"), PLAIN)
 async def test_an_error_of_the_upstream_passes_as_it_is(
-    proxy: Running, upstream: Upstream, path: bytes, members: Json
+    proxy: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, path: bytes, members: Json
 ) -> None:
+    monkeypatch.setattr("proxy.upstream.RETRIES", 0)
     packed = gzip.compress(b'{"error": {"message": "slow down"}}')
     fields = [(b"Content-Encoding", b"gzip"), (b"Retry-After", b"7"), (b"Content-Type", b"text/odd"), (b"ETag", b"x")]
     upstream.says(answer(429, fields, packed))

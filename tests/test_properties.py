@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from proxy.endpoints import Endpoints
-from proxy.exchange import Call
+from proxy.exchange import Call, Exchange
 from proxy.headers import Crossing, inbound, outbound
 from proxy.settings import load
 from proxy.upstream import Upstream as FarBank
-from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, running
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
 
 settings.register_profile(
@@ -367,7 +367,8 @@ async def test_the_targets_path_stands_before_any_other_but_its_last_segment_nev
     said = b"".join(b"/" + segment for segment in path) + (b"/" if slash else b"") + end
     recorder = Recorder()
     far = FarBank(load({"OXY_TARGET": f"https://api.example{own.decode()}"}, tmp_path_factory.getbasetemp()), recorder)
-    await (await far.open(Call(method="GET", target=said, headers=[], body=None))).close()
+    exchange = Exchange(id="", method="GET", path="")
+    await (await far.open(exchange, Call(method="GET", target=said, headers=[], body=None))).close()
     twice = prefix[-1:] == path[:1]
     assert recorder.target == b"".join(b"/" + segment for segment in (prefix[:-1] if twice else prefix)) + said
     assert (recorder.url.raw_scheme, recorder.url.raw_host) == (b"https", b"api.example")
@@ -469,15 +470,14 @@ async def test_a_client_of_http_1_0_hears_no_chunks(client: Peer, upstream: Upst
     assert (back.get(b"transfer-encoding"), back.body) == (None, b"abcdef")
 
 
-async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(
-    client: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("proxy.protocol.HEAD_TIMEOUT", 0.3)
-    dripping = asyncio.ensure_future(drip(client))
-    try:
-        assert (await client.hear()).status == 408
-    finally:
-        dripping.cancel()
+async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(start: Start) -> None:
+    async with start(PROXY_HEAD_TIMEOUT_MS="300") as proxy:
+        client = await proxy.connect()
+        dripping = asyncio.ensure_future(drip(client))
+        try:
+            assert (await client.hear()).status == 408
+        finally:
+            dripping.cancel()
 
 
 @pytest.mark.parametrize(
@@ -490,13 +490,14 @@ async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(
     ids=["no body", "length", "chunks"],
 )
 async def test_a_head_that_began_together_with_another_request_is_not_waited_for_either(
-    client: Peer, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, whole: bytes
+    start: Start, upstream: Upstream, whole: bytes
 ) -> None:
-    monkeypatch.setattr("proxy.protocol.HEAD_TIMEOUT", 0.3)
     upstream.says(answer())
-    await client.say(whole, b"GET /v1/mod")
-    await client.hear()
-    assert (await client.hear()).status == 408
+    async with start(PROXY_HEAD_TIMEOUT_MS="300") as proxy:
+        client = await proxy.connect()
+        await client.say(whole, b"GET /v1/mod")
+        await client.hear()
+        assert (await client.hear()).status == 408
 
 
 async def drip(client: Peer) -> None:

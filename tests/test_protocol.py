@@ -63,7 +63,7 @@ async def serving(app: ASGIApp, *, keep_alive: float = NEVER) -> AsyncIterator[S
     config = Config(app, http=HttpProtocol, lifespan="off", log_config=None, timeout_keep_alive=cast(int, keep_alive))
     config.load()
     loop, state, sock = asyncio.get_running_loop(), ServerState(), listen("127.0.0.1", 0)
-    server = await loop.create_server(lambda: HttpProtocol(config, state, {}, loop), sock=sock)
+    server = await loop.create_server(lambda: HttpProtocol(config, state, {}, loop, **patience()), sock=sock)
     serving = Serving(port=sock.getsockname()[1], state=state)
     try:
         yield serving
@@ -147,6 +147,11 @@ class Stage:
         return await self.serving.connect()
 
 
+def patience() -> dict[str, float]:
+    """The times that a test may have changed."""
+    return {"head_timeout": protocol.HEAD_TIMEOUT, "client_timeout": protocol.CLIENT_TIMEOUT}
+
+
 @asynccontextmanager
 async def playing() -> AsyncIterator[Stage]:
     stage = Stage()
@@ -225,7 +230,7 @@ def by_hand(app: ASGIApp, wire: Wire) -> HttpProtocol:
     """A connection on that wire."""
     config = Config(app, http=HttpProtocol, lifespan="off", log_config=None)
     config.load()
-    made = HttpProtocol(config, ServerState(), {})
+    made = HttpProtocol(config, ServerState(), {}, None, **patience())
     made.connection_made(wire)
     return made
 
@@ -606,8 +611,9 @@ async def test_an_upload_that_turns_out_malformed_after_its_answer_is_worth_no_w
 # ---- times
 
 
-async def test_a_head_that_never_ends_is_408(stage: Stage, client: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_head_that_never_ends_is_408(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT", SOON)
+    client = await stage.connect()
     await client.say(b"GET / HTTP/1.1\r\nHost:")
     assert "took too long" in check_refusal(await client.hear(), 408)
     assert await client.rest() == b""
@@ -683,9 +689,10 @@ async def test_an_exchange_may_take_longer_than_a_head_or_a_pause(monkeypatch: p
 
 
 async def test_half_a_head_behind_an_exchange_has_time_until_that_is_over(
-    stage: Stage, client: Peer, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT", SOON)
+    client = await stage.connect()
     await client.say(request(), b"GET /next HTTP/1.1\r\n")
     exchange = await stage.next()
     await asyncio.sleep(2 * SOON)
@@ -694,6 +701,60 @@ async def test_half_a_head_behind_an_exchange_has_time_until_that_is_over(
     await exchange.answer(b"one")
     assert (await client.hear()).body == b"one"
     check_refusal(await client.hear(), 408)
+
+
+async def test_an_upload_that_does_not_go_on_is_408(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CLIENT_TIMEOUT", 0.2)
+    client = await stage.connect()
+    await client.say(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n")
+    exchange = await stage.next()
+    began = asyncio.get_running_loop().time()
+    for piece in (b"a", b"b", b"c"):  # each piece has its own time
+        await asyncio.sleep(0.1)
+        await client.say(piece)
+        assert (await exchange.receive())["body"] == piece
+    assert await exchange.hear() is None
+    assert asyncio.get_running_loop().time() - began >= 0.5
+    assert "does not go on" in check_refusal(await client.hear(), 408)
+    assert await client.rest() == b""
+
+
+async def test_an_upload_may_pause_while_nobody_asks_for_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CLIENT_TIMEOUT", SOON)
+    client = await stage.connect()
+    await client.say(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nab")
+    exchange = await stage.next()
+    assert (await exchange.receive())["body"] == b"ab"
+    await asyncio.sleep(3 * SOON)
+    waiting = asyncio.ensure_future(exchange.receive())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    await exchange.answer(b"early")
+    await asyncio.sleep(3 * SOON)
+    assert (await client.hear()).body == b"early"
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_client_that_reads_nothing_of_its_answer_is_let_go_and_one_that_reads_slowly_is_not(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    monkeypatch.setattr(protocol, "CLIENT_TIMEOUT", 0.2)
+    client = await stage.connect()
+    await client.say(request())
+    exchange = await stage.next()
+    size = 30 * 1024 * 1024
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+    sending = asyncio.ensure_future(exchange.say(bytes(size)))
+    got = 0
+    if reads:
+        while got < size:
+            got += len(await client.reader.read(1024 * 1024))
+            await asyncio.sleep(0.002)
+    await asyncio.wait_for(sending, PATIENCE)
+    exchange.leave()
+    await stage.serving.forgotten()
+    assert bool(got) == reads
 
 
 async def test_the_rest_of_an_upload_is_no_pause_but_what_follows_it_is() -> None:
@@ -925,7 +986,9 @@ async def test_tls_has_no_end_of_one_side() -> None:
     cast(asyncio.Protocol, wire.protocol).connection_lost(None)
 
 
-async def test_a_server_that_stops_closes_what_is_idle(stage: Stage, client: Peer) -> None:
+async def test_a_server_that_stops_waits_for_nobody_who_is_idle_and_lets_go_of_them_after_one_more_answer(
+    stage: Stage, client: Peer
+) -> None:
     await client.say(request())
     await (await stage.next()).answer(b"one")
     assert (await client.hear()).status == 200
@@ -934,9 +997,15 @@ async def test_a_server_that_stops_closes_what_is_idle(stage: Stage, client: Pee
     await asyncio.sleep(SOON)
     stage.serving.shutdown()
     stage.serving.shutdown()
-    assert await client.rest() == b""
-    assert await other.rest() == b""
-    other.writer.close()
+    assert not stage.serving.state.connections
+    await client.say(request())
+    await other.say(b"st: h\r\n\r\n")
+    for peer in (client, other):
+        await (await stage.next()).answer(b"two")
+        back = await peer.hear()
+        assert (back.body, back.get(b"connection")) == (b"two", b"close")
+        assert await peer.rest() == b""
+        peer.writer.close()
     await stage.serving.forgotten()
 
 

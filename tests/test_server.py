@@ -198,6 +198,52 @@ def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: so
     assert line.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_order_to_stop_ends_it_at_once(
+    run: Run, listener: socket.socket, number: signal.Signals, workers: str
+) -> None:
+    process = run("--target", local_url(listener), PROXY_WORKERS=workers)
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request())
+        there, _ = listener.accept()
+        with there:
+            until(there, b"\r\n\r\n")
+            there.sendall(HEAD + chunked(b"one"))
+            until(client, b"one\r\n")
+            process.tell(number)
+            assert any(refuses(process.port) for _ in polls()), "it still accepts"
+            process.tell(number)
+            assert process.status() == 0
+            assert rest(client) == b"", "it ended what broke"
+    assert "Traceback" not in process.errors
+
+
+def test_while_it_drains_it_says_so_to_those_who_are_connected(run: Run, listener: socket.socket) -> None:
+    process = run("--target", local_url(listener))
+    with (
+        socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client,
+        socket.create_connection(("127.0.0.1", process.port), PATIENCE) as prober,
+    ):
+        client.sendall(request())
+        there, _ = listener.accept()
+        prober.sendall(request(target=b"/health"))
+        assert b'"status":"ok"' in until(prober, b"}")
+        with there:
+            until(there, b"\r\n\r\n")
+            process.tell(signal.SIGTERM)
+            assert any(refuses(process.port) for _ in polls()), "it still accepts"
+            prober.sendall(request(target=b"/health"))
+            health = rest(prober)
+            assert health.startswith(b"HTTP/1.1 503 ")
+            assert b"connection: close" in health
+            assert b'"status":"draining"' in health
+            there.sendall(answer(body=b"well"))
+            assert rest(client).endswith(b"well")
+    assert process.status() == 0
+    assert process.news == []
+
+
 def test_an_order_to_stop_that_comes_before_the_server_is_up_is_obeyed(run: Run) -> None:
     process = run()
     process.tell(signal.SIGTERM)

@@ -11,8 +11,11 @@ from typing import IO, Any
 import pytest
 
 from proxy import spool
+from proxy.errors import Overloaded
+from proxy.guard import Budget
 from proxy.spool import IN_MEMORY, Spool
 
+PLENTY = Budget(1 << 40)
 CONTENT = bytes(range(256)) * (3 * IN_MEMORY // 256) + b"the end"
 
 
@@ -37,7 +40,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 async def written(content: bytes, size: int) -> Spool:
     """A spool that has taken the content in pieces of that size."""
-    waiting = Spool()
+    waiting = Spool(PLENTY)
     for at in range(0, len(content), size):
         await waiting.write(content[at : at + size])
     return waiting
@@ -135,7 +138,7 @@ class Slow(BytesIO):
 async def test_a_slow_disk_holds_nobody_else_up_and_may_be_abandoned(disk: Disk) -> None:
     slow = Slow()
     disk.make = lambda: slow
-    waiting = Spool()
+    waiting = Spool(PLENTY)
     writing = asyncio.create_task(waiting.write(CONTENT))
     await asyncio.to_thread(slow.begun.wait, 10)  # meanwhile the loop goes on
     writing.cancel()
@@ -175,7 +178,7 @@ class Full(RawIOBase):
 @pytest.mark.parametrize("room", [0, 1000, IN_MEMORY, IN_MEMORY + 1])
 async def test_a_disk_that_is_full_is_told_of_and_closed_in_silence(disk: Disk, room: int) -> None:
     disk.make = lambda: BufferedRandom(Full(room))
-    waiting = Spool()
+    waiting = Spool(PLENTY)
     with pytest.raises(OSError, match="No space left"):
         await there_and_back(waiting, CONTENT[: IN_MEMORY + 1], b"a few bytes more")
     waiting.close()
@@ -187,7 +190,20 @@ async def test_no_file_to_be_had_is_told_of(disk: Disk) -> None:
         raise PermissionError("no place for a file")
 
     disk.make = none
-    waiting = Spool()
+    waiting = Spool(PLENTY)
     with pytest.raises(PermissionError):
         await waiting.write(CONTENT)
     waiting.close()
+
+
+async def test_a_spool_is_counted_until_it_is_closed() -> None:
+    budget = Budget(10)
+    waiting = Spool(budget)
+    await waiting.write(b"12345678")
+    with pytest.raises(Overloaded):
+        await waiting.write(b"90a")
+    assert budget.held == 8
+    assert await waiting.read() == b"12345678"
+    waiting.close()
+    waiting.close()
+    assert budget.held == 0

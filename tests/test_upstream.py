@@ -1,6 +1,7 @@
 """What goes wrong on the far bank, and what it is called here."""
 
 import json
+import logging
 import socket
 import ssl
 from pathlib import Path
@@ -9,9 +10,9 @@ import httpx
 import pytest
 
 from proxy.errors import Failure
-from proxy.upstream import TRANSLATION, translated, trust
+from proxy.upstream import TRANSLATION, asked_for, backoff, translated, trust
 from proxy.values import target as read_target
-from tests.conftest import Start
+from tests.conftest import CLIENT_KEY, SWAP, Start
 from tests.peers import Upstream, answer, request
 from tests.test_connection import OK
 from tests.test_dial import Authority, Secure, found
@@ -206,3 +207,143 @@ async def test_an_outbound_proxy_that_refuses_is_a_502(start: Start, upstream: U
         await client.say(request())
         assert (await client.hear()).status == 502
     assert upstream.heard[0].start == b"CONNECT api.example:443 HTTP/1.1"
+
+
+# ---- once more
+
+
+SAFE = [
+    request("POST", b"/openai2/input_tokens", [(b"X-API-Key", CLIENT_KEY.encode())], b'{"model": "m", "input": "i"}'),
+    request("GET", b"/openai2/resp_1?include=a&security_key=" + CLIENT_KEY.encode()),
+    request("GET", b"/openai2/resp_1/input_items", [(b"X-API-Key", CLIENT_KEY.encode())]),
+    request("DELETE", b"/openai2/resp_1", [(b"X-API-Key", CLIENT_KEY.encode())]),
+]
+UNSAFE = [
+    request("POST", path, [(b"X-API-Key", CLIENT_KEY.encode())], body)
+    for path, body in [
+        (b"/openai2", b"{}"),
+        (b"/openai2/compact", b"{}"),
+        (b"/openai2/resp_1/cancel", b""),
+        (b"/openai", b"{}"),
+        (b"/chatgpt", b'{"prompt": "p"}'),
+        (b"/embeddings", b"{}"),
+        (b"/v1/responses", b"{}"),
+    ]
+] + [request("GET", b"/v1/models", [(b"X-API-Key", CLIENT_KEY.encode())])]
+TRIES = [408, 409, 429, 500, 503, 529]
+
+
+def line(said: bytes) -> str:
+    return " ".join(said.decode().split(" ")[:2]).partition("?")[0]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause worth the name."""
+    monkeypatch.setattr("proxy.upstream.SHORTEST_PAUSE", 0.001)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("said", SAFE, ids=line)
+async def test_a_safe_call_goes_out_up_to_twice_more_as_it_was(
+    start: Start, upstream: Upstream, caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    upstream.says_in_turn(answer(429, body=b"slowly"), answer(503), answer(200, body=b"well"))
+    async with start(**SWAP) as proxy:
+        client = await proxy.connect()
+        log = logging.getLogger("oxy")
+        log.addHandler(caplog.handler)
+        await client.say(said)
+        assert (await client.hear()).body == b"well"
+        log.removeHandler(caplog.handler)
+    first, *others = upstream.heard
+    assert [(other.start, other.headers, other.body) for other in others] == 2 * [
+        (first.start, first.headers, first.body)
+    ]
+    retries = [record.getMessage() for record in caplog.records if "retries in" in record.getMessage()]
+    assert [message.partition(" after ")[2] for message in retries] == ["status 429", "status 503"]
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("status", TRIES)
+async def test_what_fails_three_times_is_told_as_it_is(start: Start, upstream: Upstream, status: int) -> None:
+    upstream.says_in_turn(*(answer(status, body=bytes([number])) for number in b"123"))
+    async with start(**SWAP) as proxy:
+        client = await proxy.connect()
+        await client.say(SAFE[0])
+        back = await client.hear()
+    assert (back.status, back.body, len(upstream.heard)) == (status, b"3", 3)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("broken", ["refused", "closed", "not HTTP"])
+async def test_a_safe_call_that_got_no_answer_goes_out_again(start: Start, upstream: Upstream, broken: str) -> None:
+    async with start(
+        **SWAP, **({"OXY_TARGET": f"http://127.0.0.1:{free_port()}"} if broken == "refused" else {})
+    ) as proxy:
+        client = await proxy.connect()
+        await client.say(SAFE[0])
+        if broken != "refused":
+            for _ in range(2):
+                far = await upstream.accept()
+                await far.head()
+                await far.say(b"" if broken == "closed" else b"SSH-2.0\r\n\r\n")
+                far.writer.close()
+            upstream.says(answer(200, body=b"well"))
+            assert (await client.hear()).body == b"well"
+        else:
+            assert (await client.hear()).status == 502
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("said", UNSAFE, ids=line)
+@pytest.mark.parametrize("status", [429, 500])
+async def test_no_other_call_goes_out_twice(start: Start, upstream: Upstream, said: bytes, status: int) -> None:
+    upstream.says(answer(status, body=b"no"))
+    async with start(**SWAP) as proxy:
+        client = await proxy.connect()
+        await client.say(said)
+        back = await client.hear()
+    assert (back.status, back.body, len(upstream.heard)) == (status, b"no", 1)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("status", "word", "times"), [(500, b"false", 1), (400, b"true", 3), (404, b"", 1), (200, b"true", 1)]
+)
+async def test_the_upstreams_own_word_counts_most(
+    start: Start, upstream: Upstream, status: int, word: bytes, times: int
+) -> None:
+    for _ in range(times):
+        upstream.says(answer(status, [(b"X-Should-Retry", word)]))
+    async with start(**SWAP) as proxy:
+        client = await proxy.connect()
+        await client.say(SAFE[0])
+        assert (await client.hear()).status == status
+    assert len(upstream.heard) == times
+
+
+@pytest.mark.parametrize(
+    ("headers", "pause"),
+    [
+        ([(b"retry-after", b"2")], 2.0),
+        ([(b"retry-after-ms", b"1500"), (b"retry-after", b"9")], 1.5),
+        ([(b"retry-after", b"61")], None),
+        ([(b"retry-after", b"0")], None),
+        ([(b"retry-after", b"-1")], None),
+        ([(b"retry-after", b"nan")], None),
+        ([(b"retry-after", b"Fri, 31 Dec 1999 23:59:59 GMT")], None),
+        ([], None),
+    ],
+)
+def test_a_pause_is_as_long_as_the_upstream_asks_within_reason(
+    headers: list[tuple[bytes, bytes]], pause: float | None
+) -> None:
+    assert asked_for(headers) == pause
+
+
+def test_pauses_grow_and_differ() -> None:
+    pauses = [{backoff(retries) for _ in range(20)} for retries in (0, 1)]
+    assert all(len(each) > 1 for each in pauses)
+    assert 0.375 <= min(pauses[0]) <= max(pauses[0]) <= 0.5
+    assert 0.75 <= min(pauses[1]) <= max(pauses[1]) <= 1

@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy import whole
-from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
+from proxy.errors import BadRequest, BodyTooLarge, Overloaded, Pairs, UpstreamUnreachable
 from proxy.exchange import Answer, Sink
+from proxy.guard import Budget
 from proxy.values import MEGABYTE
 from proxy.whole import Retold, Whole, expanded, read_whole, retold
 
+PLENTY = Budget(1 << 40)
 Packer = Callable[[bytes], bytes]
 
 # A busy machine is no failure.
@@ -83,25 +85,40 @@ def echo(body: bytes) -> bytes:
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_body_within_the_bound_is_read_whole(pieces: tuple[bytes, ...], told: bool) -> None:
     content = b"".join(pieces)
-    assert await read_whole(Body(*pieces, length=len(content) if told else None), 10) == content
+    assert await read_whole(Body(*pieces, length=len(content) if told else None), 10, PLENTY) == content
 
 
 async def test_no_body_is_an_empty_one() -> None:
-    assert await read_whole(None, 10) == b""
+    assert await read_whole(None, 10, PLENTY) == b""
 
 
 async def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
     body = Body(b"a", length=3 * MEGABYTE + 1)
     with pytest.raises(BodyTooLarge, match=r"^The body is larger than the 3 MB that this route takes$"):
-        await read_whole(body, 3 * MEGABYTE)
+        await read_whole(body, 3 * MEGABYTE, PLENTY)
     assert body.unread == [b"a"]
 
 
 async def test_a_body_that_grows_too_large_is_read_no_further() -> None:
     body = Body(b"12345", b"12345", b"1", b"rest", b"rest")
     with pytest.raises(BodyTooLarge):
-        await read_whole(body, 10)
+        await read_whole(body, 10, PLENTY)
     assert body.unread == [b"rest", b"rest"]
+
+
+@pytest.mark.parametrize("room", [3, 100])
+async def test_a_body_is_counted_while_it_comes_and_no_longer(room: int) -> None:
+    budget = Budget(room)
+    with suppress(Overloaded):
+        assert await read_whole(Body(b"ab", b"cd", b"ef"), 100, budget) == b"abcdef"
+        assert room == 100
+    assert budget.held == 0
+
+
+async def test_a_body_that_is_here_can_be_given_again() -> None:
+    body = Whole(b"content")
+    await body.read()
+    assert await body.again().read() == b"content"
 
 
 async def test_a_body_that_is_here_is_given_once() -> None:
@@ -295,8 +312,8 @@ async def test_an_answer_of_the_largest_size_is_told() -> None:
 
 async def test_what_is_told_anew_has_no_more_to_pour_and_closes_what_it_is_made_of() -> None:
     told = Told(b"abc")
-    answer: Answer = Retold(told, b"new")
-    await answer.pour(whole.Heard())
+    answer: Answer = Retold(told, [], b"new")
+    await answer.pour(whole.Heard(10))
     assert list(told.pieces) == [b"abc"]
     await answer.close()
     assert told.closed

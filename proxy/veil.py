@@ -1,0 +1,117 @@
+"""Keys that an upstream says back: masked before a client hears them, in header fields and in the bodies of errors.
+
+A mask is as long as what it covers, so that lengths stay true. Successful bodies pass as they are: to look for a key in
+them would delay them, and to change them break them.
+"""
+
+from collections.abc import Iterable
+
+from proxy.errors import Failure, Pairs
+from proxy.exchange import Answer, Sink
+from proxy.headers import first
+from proxy.whole import OF_THE_BYTES, WINDOW, Retold, expanded, gathered
+
+SHORTEST = 8  # bytes of a key that is looked for; a shorter one stands in too many words
+MOST = 64 * 1024  # bytes of an error that are looked through
+
+
+class Veil:
+    """Masks the given secrets."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self.secrets = tuple(secret.encode() for secret in secrets if len(secret) >= SHORTEST)
+        self.longest = max(map(len, self.secrets), default=0)
+
+    def over_head(self, answer: Answer) -> None:
+        """Mask what the fields of an answer hold."""
+        values = b"\n".join([value for _, value in answer.headers])
+        for secret in self.secrets:
+            if secret in values:
+                answer.headers = [(name, self.mask(value)) for name, value in answer.headers]
+
+    async def over_body(self, answer: Answer) -> Answer:
+        """Return an error so that its body is masked. Raises what reading it raises."""
+        if not self.secrets:
+            return answer
+        coding = first(answer.headers, b"content-encoding")
+        if coding is None:
+            return Veiled(answer, self)
+        return await self._expanded(answer, coding)
+
+    def mask(self, data: bytes) -> bytes:
+        """Return the data with an asterisk for each byte of a secret."""
+        for secret in self.secrets:
+            if secret in data:
+                data = data.replace(secret, b"*" * len(secret))
+        return data
+
+    async def _expanded(self, answer: Answer, coding: bytes) -> Answer:
+        """Return a compressed error as it is, unless there is a secret in it: then masked, and plain.
+
+        What is longer than `MOST`, or is compressed in a way that is not known here, is not looked into.
+        """
+        length = first(answer.headers, b"content-length")
+        if coding.lower() not in WINDOW or (length is not None and int(length) > MOST):
+            return answer
+        content = await gathered(answer, MOST)
+        try:
+            plain = expanded(content, coding, 16 * MOST)
+        except Failure:
+            plain = b""
+        masked = self.mask(plain)
+        if masked == plain:
+            return Retold(answer, answer.headers, content)
+        kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES or pair[0] == b"content-type"]
+        return Retold(answer, [*kept, (b"content-length", str(len(masked)).encode())], masked)
+
+
+class Veiled:
+    """An error whose body is masked as it streams; what may be the beginning of a secret waits for what follows."""
+
+    def __init__(self, answer: Answer, veil: Veil) -> None:
+        self.status = answer.status
+        self.headers: Pairs = answer.headers
+        self._answer = answer
+        self._veil = veil
+        self._sink: Sink
+        self._tail = b""
+        self._looked_at = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether its last byte is here."""
+        return self._answer.complete
+
+    async def pour(self, sink: Sink) -> None:
+        """Push each piece into the sink as it comes, masked."""
+        self._sink = sink
+        await self._answer.pour(self)
+
+    def take(self) -> bytes:
+        """Return what is here and has not gone into a sink, masked."""
+        return self._masked(self._answer.take())
+
+    async def close(self) -> None:
+        """Close the answer beneath."""
+        await self._answer.close()
+
+    # What the answer beneath calls, as of a sink
+
+    def push(self, piece: bytes) -> bool:
+        """Pass on a piece, less what may be the beginning of a secret."""
+        data = self._masked(piece)
+        held = self._veil.longest - 1 if self._looked_at < MOST else 0
+        end = max(0, len(data) - held)
+        self._tail = data[end:]
+        return self._sink.push(data[:end])
+
+    async def drain(self) -> None:
+        """Wait until there is room again."""
+        await self._sink.drain()
+
+    def _masked(self, piece: bytes) -> bytes:
+        data = self._tail + piece
+        if self._looked_at >= MOST:
+            return data
+        self._looked_at += len(piece)
+        return self._veil.mask(data)

@@ -1,0 +1,128 @@
+"""Slots and room: counted, refused at once where there are none, freed on every way out."""
+
+import asyncio
+import json
+
+import pytest
+
+from proxy.errors import Overloaded
+from proxy.guard import Budget, Guard, share
+from tests.conftest import SWAP, Start
+from tests.peers import Peer, Upstream, answer, chunked, request
+
+CHAT = b'{"security_key": "client-key-of-a-test", "model": "m", "messages": []}'
+
+
+def test_a_slot_is_taken_and_given_back_whatever_happens_within() -> None:
+    guard = Guard(2)
+    with guard, guard:
+        assert repr(guard) == "<Guard 2/2>"
+        with pytest.raises(Overloaded, match="2 exchanges"), guard:
+            pass
+        assert guard.busy == 2
+    with pytest.raises(ZeroDivisionError), guard:
+        raise ZeroDivisionError
+    assert (guard.busy, guard.most) == (0, 2)
+
+
+def test_room_is_counted_in_bytes() -> None:
+    budget = Budget(10)
+    budget.take(10)
+    with pytest.raises(Overloaded):
+        budget.take(1)
+    budget.give(4)
+    budget.take(4)
+    assert repr(budget) == "<Budget 10/10>"
+
+
+@pytest.mark.parametrize(("total", "workers", "each"), [(32, 1, 32), (1024, 3, 341), (2, 2, 1), (1, 4, 1)])
+def test_a_bound_is_shared_out_among_workers(total: int, workers: int, each: int) -> None:
+    assert share(total, workers) == each
+
+
+async def waiting(client: Peer, upstream: Upstream, said: bytes) -> Peer:
+    """Bring an exchange so far that it waits for the upstream; return the upstream's side of it."""
+    await client.say(said)
+    far = await upstream.accept()
+    await far.head()
+    return far
+
+
+CALL = request(headers=[(b"X-API-Key", SWAP["PROXY_X_API_KEY"].encode())])
+SHAPED = request("POST", b"/openai", body=CHAT)
+
+
+@pytest.mark.parametrize("said", [CALL, SHAPED], ids=["relayed", "shaped"])
+async def test_beyond_the_bound_is_503_at_once_and_the_next_after_it_is_served(
+    start: Start, upstream: Upstream, said: bytes
+) -> None:
+    async with start(**SWAP, OPENAI_PROXY_MAX_PARALLEL_REQUESTS="1") as proxy:
+        busy, refused = await proxy.connect(), await proxy.connect()
+        far = await waiting(busy, upstream, CALL)
+        await refused.say(said)
+        back = await refused.hear()
+        assert (back.status, back.get(b"retry-after")) == (503, b"1")
+        error = json.loads(back.body)["error"]
+        assert (error["type"], error["code"]) == ("proxy_overloaded", "OPENAI_PROXY_OVERLOADED")
+        await far.say(answer(body=b"one"))
+        assert (await busy.hear()).body == b"one"
+        await refused.say(said)
+        await far.head()
+        await far.say(answer(body=b"two"))
+        assert (await refused.hear()).body == b"two"
+
+
+@pytest.mark.parametrize("when", ["before the head", "in the answer"])
+@pytest.mark.parametrize("who", ["client", "upstream"])
+async def test_whoever_goes_the_slot_is_free_again(start: Start, upstream: Upstream, when: str, who: str) -> None:
+    async with start(**SWAP, OPENAI_PROXY_MAX_PARALLEL_REQUESTS="1") as proxy:
+        for _ in range(3):
+            client = await proxy.connect()
+            far = await waiting(client, upstream, CALL)
+            if when == "in the answer":
+                await far.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"part"))
+                await client.head()
+            (client if who == "client" else far).abort()
+            if who == "client":
+                assert await far.rest() == b""  # the upstream's work is ended
+                await asyncio.sleep(0.02)
+            elif when == "before the head":
+                assert (await client.hear()).status == 502
+            else:
+                await client.rest()  # torn
+        upstream.says(answer(body=b"well"))
+        client = await proxy.connect()
+        await client.say(CALL)
+        assert (await client.hear()).body == b"well"
+
+
+async def test_convenience_routes_have_a_bound_of_their_own_where_none_is_set(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.app.MOST_SHAPED", 1)
+    async with start(**SWAP) as proxy:
+        busy, other = await proxy.connect(), await proxy.connect()
+        await waiting(busy, upstream, SHAPED)
+        await other.say(SHAPED)
+        assert (await other.hear()).status == 503
+        upstream.says(answer(body=b"relayed"))
+        await other.say(CALL)
+        assert (await other.hear()).body == b"relayed"
+
+
+async def test_bodies_whose_senders_are_not_known_yet_have_bounded_room(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.counter.MOST_OF_ALL_OBJECTS", 1000)
+    async with start(**SWAP) as proxy:
+        first, second = await proxy.connect(), await proxy.connect()
+        half = b"POST /openai HTTP/1.1\r\nHost: h\r\nContent-Length: 900\r\n\r\n" + b" " * 600
+        await first.say(half)
+        await asyncio.sleep(0.05)
+        await second.say(half)
+        assert (await second.hear()).status == 503
+        first.abort()
+        await asyncio.sleep(0.05)
+        third = await proxy.connect()
+        await third.say(half + b" " * 300)
+        assert (await third.hear()).status == 403
