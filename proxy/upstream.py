@@ -7,6 +7,7 @@ what the call says, and nothing else.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -179,6 +180,8 @@ def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank
         proxy=settings.outbound_proxy,
         socket_options=SOCKET_OPTIONS,
     )
+    connections: Any = transport._pool
+    connections._network_backend = Dialling(connections._network_backend)
     return ThroughHttpx(target, transport)
 
 
@@ -226,6 +229,32 @@ class ThroughHttpx:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._transport.aclose()
+
+
+class Dialling:
+    """httpcore's way to the network. A connection that is made just as its exchange is cancelled is closed.
+
+    anyio would forget it, and leave it open.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def connect_tcp(self, *where: Any, **how: Any) -> Any:
+        """Return a stream. Raises httpcore's exceptions."""
+        dialling = asyncio.ensure_future(self._backend.connect_tcp(*where, **how))
+        try:
+            return await asyncio.shield(dialling)
+        except asyncio.CancelledError:
+            late = asyncio.ensure_future(self._close(dialling))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+            raise
+
+    async def _close(self, dialling: "asyncio.Future[Any]") -> None:
+        with contextlib.suppress(Exception):
+            await (await dialling).aclose()
 
 
 class Dialled:

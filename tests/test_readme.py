@@ -15,7 +15,7 @@ from proxy.settings import load
 from tests.conftest import SettingsOf
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/design.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/design.md", "docs/reliability.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEMO = "http://127.0.0.1:18443"
 
@@ -118,8 +118,9 @@ def test_no_relative_link_is_dead(document: str) -> None:
             assert path or anchor in headings, link
 
 
-def test_each_test_that_the_design_names_is_there() -> None:
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/design.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("document", ["docs/design.md", "docs/reliability.md"])
+def test_each_test_that_a_document_names_is_there(document: str) -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / document).read_text(encoding="utf-8"))
     assert named
     for file, name in named:
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
