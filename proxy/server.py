@@ -14,6 +14,7 @@ from uvicorn.supervisors import Multiprocess
 from proxy import __version__
 from proxy.app import create_app
 from proxy.protocol import HttpProtocol
+from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
 from proxy.workspace import workspace
@@ -71,7 +72,7 @@ def configure(settings: Settings) -> uvicorn.Config:
         server_header=False,  # the upstream's `server` and `date` pass
         date_header=False,
         access_log=False,
-        log_config=logging_config(),
+        log_config=logging_config(settings),
         timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # the loop takes fractions
         timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
     )
@@ -81,6 +82,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
     """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
     with workspace(settings) as settings:
         _serve(settings, sock)
+    log.info("oxy has stopped")
 
 
 def _serve(settings: Settings, sock: socket.socket) -> None:
@@ -142,6 +144,8 @@ def announce(settings: Settings, sock: socket.socket) -> None:
     log.info("oxy %s listens on %s%s", __version__, url(host, port), everywhere)
     log.info("target %s, workers %s", settings.target, settings.workers)
     log.info("mode %s", MODES[settings.mode])
+    if chosen := ", ".join(settings.changed()):
+        log.info("not at their defaults: %s", chosen)
     for note in settings.notes:
         log.warning(note)
 
@@ -169,13 +173,19 @@ class OnlyNews(logging.Filter):
         return not cut_off and not any(words in str(record.msg) for words in OLD_NEWS)
 
 
-def logging_config() -> dict[str, Any]:
-    """Return what `logging.config.dictConfig` takes; each worker process applies it anew."""
+def logging_config(settings: Settings) -> dict[str, Any]:
+    """Return what `logging.config.dictConfig` takes; each worker process applies it anew. No secret passes it."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"only-news": {"()": OnlyNews}},
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "formatters": {
+            "line": {
+                "()": RedactedFormatter,
+                ".": {"redact": Redaction(settings.secrets)},
+                "fmt": "%(asctime)s %(levelname)s %(message)s",
+            }
+        },
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["only-news"]},
         },

@@ -8,7 +8,7 @@ import difflib
 import io
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]  # typeshed lacks it
@@ -82,6 +82,13 @@ class Settings:
     def secrets(self) -> tuple[str, ...]:
         """All that nobody may read."""
         return (*self.client_keys, *([self.openai_api_key] if self.openai_api_key else ()))
+
+    def changed(self) -> Iterator[str]:
+        """Yield the settings that are not at their defaults, as `name=value`; of a secret only that there is one."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and one.name not in ("target", "notes"):
+                yield f"{one.name}={value}" if one.repr else f"{one.name} set"
 
     @property
     def mode(self) -> Mode:

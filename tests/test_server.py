@@ -475,10 +475,12 @@ def test_the_start_up_log_names_mode_and_target_and_no_key(
         announce(settings, sock)
         port = sock.getsockname()[1]
     told = capsys.readouterr().err
-    first, second, third = (line.partition(" INFO ")[2] for line in told.splitlines())
+    first, second, third, fourth = (line.partition(" INFO ")[2] for line in told.splitlines())
     assert first == f"oxy {__version__} listens on http://127.0.0.1:{port}"
     assert second == "target https://a.example:8443/v1, workers 3"
     assert third.startswith(f"mode {mode}")
+    assert fourth.startswith("not at their defaults: workers=3")
+    assert ("openai_api_key set" in fourth) == ("OPENAI_API_KEY" in environ)
     assert CLIENT_KEY not in told
     assert UPSTREAM_KEY not in told
 
