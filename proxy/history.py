@@ -11,18 +11,22 @@ import logging
 import math
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from operator import add
 from pathlib import Path
 from typing import Any
 
-from proxy.entry import Entry, Facts, FirstFew, failed, status_class
+from proxy.entry import Entry, FirstFew, failed, status_class
+from proxy.exchange import Exchange
 from proxy.tables import (
+    ADD_ENTRIES,
     ADD_ENTRY,
     ADD_HOURLY,
     ADD_MINUTELY,
     ADD_TIMES,
+    AT_ONCE,
     DAY,
     HOUR,
     KEEP_THE_NEWEST,
@@ -43,6 +47,7 @@ PRUNING = 60.0  # seconds
 log = logging.getLogger("oxy")
 
 Values = tuple[float, ...]
+Group = tuple[int, str, str, str, str]
 
 
 class History:
@@ -101,19 +106,25 @@ class History:
 
     def _add(self, db: sqlite3.Connection) -> None:
         entries = self._unwritten
-        db.executemany(ADD_ENTRY, map(_row, entries))
+        rows = [_row(entry) for entry in entries]
+        whole = len(rows) // AT_ONCE * AT_ONCE
+        for first in range(0, whole, AT_ONCE):
+            db.execute(ADD_ENTRIES, list(chain.from_iterable(rows[first : first + AT_ONCE])))
+        db.executemany(ADD_ENTRY, rows[whole:])
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
-        by_minute = summed((self._group(entry), measured(entry.facts)) for entry in entries)
+        groups: defaultdict[Group, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            groups[self._group(entry.exchange)].append(entry)
+        by_minute = summed((key, measured(group)) for key, group in groups.items())
         hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
         minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
         db.executemany(ADD_HOURLY, ((*key, *values) for key, values in hourly.items()))
         db.executemany(ADD_MINUTELY, ((*key, *values) for key, values in minutely.items()))
         db.executemany(ADD_TIMES, _times(entries))
 
-    def _group(self, entry: Entry) -> tuple[int, str, str, str, str]:
-        facts = entry.facts
-        model, key = self._model(facts.get("model", "")), facts.get("key", "")
-        return int(entry.began) // MINUTE, facts["route"], model, key, status_class(facts.get("status"))
+    def _group(self, exchange: Exchange) -> Group:
+        model = "" if exchange.model is None else self._model(exchange.model)
+        return int(exchange.began) // MINUTE, exchange.route, model, exchange.key or "", status_class(exchange.status)
 
     def _rest(self, problem: Exception) -> None:
         self._hang_up()
@@ -128,26 +139,27 @@ class History:
             db.close()  # what was begun and not committed is undone
 
 
-def measured(facts: Facts) -> Values:
-    """Return what an entry adds to totals, in the order of SUMS, and then of MAXIMA."""
-    tokens = facts.get("tokens", {})
-    counts = [tokens.get(kind, 0) for kind in TOKENS]
-    duration, first_byte = facts["duration"], facts.get("first_byte")
+def measured(group: Sequence[Entry]) -> Values:
+    """Return what entries add to totals, in the order of SUMS, and then of MAXIMA."""
+    exchanges = [entry.exchange for entry in group]
+    durations = [each.duration for each in exchanges]
+    first_bytes = [each.first_byte for each in exchanges if each.first_byte is not None]
+    counts = [[entry.tokens.get(kind, 0) for entry in group] for kind in TOKENS]
     return (
-        1,
-        failed(facts),
-        facts["overloaded"],
-        facts["cancelled"],
-        facts["retries"],
-        facts["bytes_in"],
-        facts["bytes_out"],
-        duration,
-        first_byte or 0,
-        first_byte is not None,
-        *counts,
-        duration,
-        first_byte or 0,
-        *counts,
+        len(group),
+        sum(map(failed, exchanges)),
+        sum([each.overloaded for each in exchanges]),
+        sum([each.cancelled for each in exchanges]),
+        sum([each.retries for each in exchanges]),
+        sum([each.bytes_in for each in exchanges]),
+        sum([each.bytes_out for each in exchanges]),
+        sum(durations),
+        sum(first_bytes),
+        len(first_bytes),
+        *map(sum, counts),
+        max(durations),
+        max(first_bytes, default=0),
+        *map(max, counts),
     )
 
 
@@ -166,19 +178,21 @@ def summed(pairs: Iterable[tuple[tuple[Any, ...], Values]]) -> dict[tuple[Any, .
 
 
 def _times(entries: Sequence[Entry]) -> Iterator[tuple[int, int, int]]:
-    found = Counter((int(entry.began) // HOUR * HOUR, time_class(entry.facts["duration"])) for entry in entries)
+    found = Counter(
+        [(int(entry.exchange.began) // HOUR * HOUR, time_class(entry.exchange.duration)) for entry in entries]
+    )
     return ((hour, number, count) for (hour, number), count in found.items())
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    facts = entry.facts
+    exchange = entry.exchange
     return (
-        entry.began,
-        facts["id"],
-        facts.get("incoming_id"),
-        facts["route"],
-        facts.get("model"),
-        status_class(facts.get("status")),
-        failed(facts),
+        exchange.began,
+        exchange.id,
+        exchange.incoming_id,
+        exchange.route,
+        exchange.model,
+        status_class(exchange.status),
+        failed(exchange),
         entry.json,
     )

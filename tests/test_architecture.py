@@ -21,7 +21,7 @@ FLOORS = (
     ("ground: what can go wrong", "errors"),
     ("ground: nouns and rules", "exchange headers values"),
     ("ground: choices", "settings"),
-    ("ground: what may be written down", "redaction entry tables"),
+    ("ground: what may be written down", "redaction entry figures tables"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
@@ -46,7 +46,7 @@ DOORS = {
         "the way upstream; app names the type of a transport and no more",
     ),
     "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
-    "prometheus_client": ("metrics", "what Prometheus reads, and how several workers add up"),
+    "prometheus_client": ("metrics", "how Prometheus spells what it reads"),
     "starlette": (
         "cycle protocol cors downstream gateway pages app demo",
         "ASGI's types; what our pages are made of",
