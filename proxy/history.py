@@ -12,14 +12,13 @@ import math
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from operator import add
+from operator import add, attrgetter
 from pathlib import Path
 from typing import Any
 
 from proxy.entry import Entry, FirstFew, failed, status_class
-from proxy.exchange import Exchange
 from proxy.tables import (
     ADD_ENTRIES,
     ADD_ENTRY,
@@ -47,7 +46,14 @@ PRUNING = 60.0  # seconds
 log = logging.getLogger("oxy")
 
 Values = tuple[float, ...]
-Group = tuple[int, str, str, str, str]
+Group = tuple[int, str, str | None, str | None, int | None]
+
+# The attributes of an exchange that go as they are into a row of entries, and into totals.
+_columns = attrgetter("began", "id", "incoming_id", "route", "model")
+_measures = attrgetter(
+    *("overloaded", "cancelled", "retries", "bytes_in", "bytes_out"),
+    *("duration", "first_byte"),
+)
 
 
 class History:
@@ -112,19 +118,21 @@ class History:
             db.execute(ADD_ENTRIES, list(chain.from_iterable(rows[first : first + AT_ONCE])))
         db.executemany(ADD_ENTRY, rows[whole:])
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
-        groups: defaultdict[Group, list[Entry]] = defaultdict(list)
-        for entry in entries:
-            groups[self._group(entry.exchange)].append(entry)
-        by_minute = summed((key, measured(group)) for key, group in groups.items())
+        times: Counter[tuple[int, int]] = Counter()
+        groups = grouped(entries)
+        for (minute, *_), group in groups.items():
+            hour = minute // 60 * HOUR
+            times.update([(hour, time_class(entry.exchange.duration)) for entry in group])
+        by_minute = summed((self._bounded(key), measured(group)) for key, group in groups.items())
         hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
         minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
         db.executemany(ADD_HOURLY, ((*key, *values) for key, values in hourly.items()))
         db.executemany(ADD_MINUTELY, ((*key, *values) for key, values in minutely.items()))
-        db.executemany(ADD_TIMES, _times(entries))
+        db.executemany(ADD_TIMES, ((*key, count) for key, count in times.items()))
 
-    def _group(self, exchange: Exchange) -> Group:
-        model = "" if exchange.model is None else self._model(exchange.model)
-        return int(exchange.began) // MINUTE, exchange.route, model, exchange.key or "", status_class(exchange.status)
+    def _bounded(self, group: Group) -> tuple[int, str, str, str, str]:
+        minute, route, model, key, status = group
+        return minute, route, "" if model is None else self._model(model), key or "", status_class(status)
 
     def _rest(self, problem: Exception) -> None:
         self._hang_up()
@@ -139,27 +147,34 @@ class History:
             db.close()  # what was begun and not committed is undone
 
 
+def grouped(entries: Iterable[Entry]) -> dict[Group, list[Entry]]:
+    """Return entries by what totals are kept by."""
+    groups: defaultdict[Group, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        exchange = entry.exchange
+        minute = int(exchange.began) // MINUTE
+        groups[minute, exchange.route, exchange.model, exchange.key, exchange.status].append(entry)
+    return groups
+
+
 def measured(group: Sequence[Entry]) -> Values:
     """Return what entries add to totals, in the order of SUMS, and then of MAXIMA."""
     exchanges = [entry.exchange for entry in group]
-    durations = [each.duration for each in exchanges]
-    first_bytes = [each.first_byte for each in exchanges if each.first_byte is not None]
-    counts = [[entry.tokens.get(kind, 0) for entry in group] for kind in TOKENS]
+    *counted, durations, first_bytes = zip(*map(_measures, exchanges), strict=True)
+    known = [first_byte for first_byte in first_bytes if first_byte is not None]
+    spent = [entry.tokens for entry in group if entry.tokens] or [{}]
+    tokens = [[counts.get(kind, 0) for counts in spent] for kind in TOKENS]
     return (
         len(group),
         sum(map(failed, exchanges)),
-        sum([each.overloaded for each in exchanges]),
-        sum([each.cancelled for each in exchanges]),
-        sum([each.retries for each in exchanges]),
-        sum([each.bytes_in for each in exchanges]),
-        sum([each.bytes_out for each in exchanges]),
+        *map(sum, counted),
         sum(durations),
-        sum(first_bytes),
-        len(first_bytes),
-        *map(sum, counts),
+        sum(known),
+        len(known),
+        *map(sum, tokens),
         max(durations),
-        max(first_bytes, default=0),
-        *map(max, counts),
+        max(known, default=0),
+        *map(max, tokens),
     )
 
 
@@ -177,22 +192,6 @@ def summed(pairs: Iterable[tuple[tuple[Any, ...], Values]]) -> dict[tuple[Any, .
     return totals
 
 
-def _times(entries: Sequence[Entry]) -> Iterator[tuple[int, int, int]]:
-    found = Counter(
-        [(int(entry.exchange.began) // HOUR * HOUR, time_class(entry.exchange.duration)) for entry in entries]
-    )
-    return ((hour, number, count) for (hour, number), count in found.items())
-
-
 def _row(entry: Entry) -> tuple[Any, ...]:
     exchange = entry.exchange
-    return (
-        exchange.began,
-        exchange.id,
-        exchange.incoming_id,
-        exchange.route,
-        exchange.model,
-        status_class(exchange.status),
-        failed(exchange),
-        entry.json,
-    )
+    return *_columns(exchange), status_class(exchange.status), failed(exchange), entry.json

@@ -197,11 +197,14 @@ class Metrics:
 
     def _count_model(self, model: str | None, name: str, group: Sequence[Entry]) -> None:
         bounded = self._model("unknown" if model is None else model)
-        for kind in KINDS:
-            if counts := [entry.tokens[kind] for entry in group if kind in entry.tokens]:
-                self._figures.count("oxy_tokens_total", (kind, bounded), sum(counts))
-                if model is not None and kind in ("input", "output"):
-                    self._observe("gen_ai_client_token_usage", (name, "openai", bounded, kind), counts)
+        spent = defaultdict(list)
+        for entry in group:
+            for kind, amount in entry.tokens.items():
+                spent[kind].append(amount)
+        for kind, amounts in spent.items():
+            self._figures.count("oxy_tokens_total", (kind, bounded), sum(amounts))
+            if model is not None and kind in ("input", "output"):
+                self._observe("gen_ai_client_token_usage", (name, "openai", bounded, kind), amounts)
         if model is not None:
             labels, exchanges = (name, "openai", bounded), [entry.exchange for entry in group]
             chunks = [each.first_byte for each in exchanges if each.stream and each.first_byte is not None]
