@@ -11,18 +11,21 @@ import logging
 import math
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from operator import add
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import add, attrgetter
 from pathlib import Path
 from typing import Any
 
-from proxy.entry import Entry, Facts, FirstFew, failed, status_class
+from proxy.entry import Entry, FirstFew, failed, status_class
 from proxy.tables import (
+    ADD_ENTRIES,
     ADD_ENTRY,
     ADD_HOURLY,
     ADD_MINUTELY,
     ADD_TIMES,
+    AT_ONCE,
     DAY,
     HOUR,
     KEEP_THE_NEWEST,
@@ -43,6 +46,14 @@ PRUNING = 60.0  # seconds
 log = logging.getLogger("oxy")
 
 Values = tuple[float, ...]
+Group = tuple[int, str, str | None, str | None, int | None]
+
+# The attributes of an exchange that go as they are into a row of entries, and into totals.
+_columns = attrgetter("began", "id", "incoming_id", "route", "model")
+_measures = attrgetter(
+    *("overloaded", "cancelled", "retries", "bytes_in", "bytes_out"),
+    *("duration", "first_byte"),
+)
 
 
 class History:
@@ -101,19 +112,27 @@ class History:
 
     def _add(self, db: sqlite3.Connection) -> None:
         entries = self._unwritten
-        db.executemany(ADD_ENTRY, map(_row, entries))
+        rows = [_row(entry) for entry in entries]
+        whole = len(rows) // AT_ONCE * AT_ONCE
+        for first in range(0, whole, AT_ONCE):
+            db.execute(ADD_ENTRIES, list(chain.from_iterable(rows[first : first + AT_ONCE])))
+        db.executemany(ADD_ENTRY, rows[whole:])
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
-        by_minute = summed((self._group(entry), measured(entry.facts)) for entry in entries)
+        times: Counter[tuple[int, int]] = Counter()
+        groups = grouped(entries)
+        for (minute, *_), group in groups.items():
+            hour = minute // 60 * HOUR
+            times.update([(hour, time_class(entry.exchange.duration)) for entry in group])
+        by_minute = summed((self._bounded(key), measured(group)) for key, group in groups.items())
         hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
         minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
         db.executemany(ADD_HOURLY, ((*key, *values) for key, values in hourly.items()))
         db.executemany(ADD_MINUTELY, ((*key, *values) for key, values in minutely.items()))
-        db.executemany(ADD_TIMES, _times(entries))
+        db.executemany(ADD_TIMES, ((*key, count) for key, count in times.items()))
 
-    def _group(self, entry: Entry) -> tuple[int, str, str, str, str]:
-        facts = entry.facts
-        model, key = self._model(facts.get("model", "")), facts.get("key", "")
-        return int(entry.began) // MINUTE, facts["route"], model, key, status_class(facts.get("status"))
+    def _bounded(self, group: Group) -> tuple[int, str, str, str, str]:
+        minute, route, model, key, status = group
+        return minute, route, "" if model is None else self._model(model), key or "", status_class(status)
 
     def _rest(self, problem: Exception) -> None:
         self._hang_up()
@@ -128,26 +147,34 @@ class History:
             db.close()  # what was begun and not committed is undone
 
 
-def measured(facts: Facts) -> Values:
-    """Return what an entry adds to totals, in the order of SUMS, and then of MAXIMA."""
-    tokens = facts.get("tokens", {})
-    counts = [tokens.get(kind, 0) for kind in TOKENS]
-    duration, first_byte = facts["duration"], facts.get("first_byte")
+def grouped(entries: Iterable[Entry]) -> dict[Group, list[Entry]]:
+    """Return entries by what totals are kept by."""
+    groups: defaultdict[Group, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        exchange = entry.exchange
+        minute = int(exchange.began) // MINUTE
+        groups[minute, exchange.route, exchange.model, exchange.key, exchange.status].append(entry)
+    return groups
+
+
+def measured(group: Sequence[Entry]) -> Values:
+    """Return what entries add to totals, in the order of SUMS, and then of MAXIMA."""
+    exchanges = [entry.exchange for entry in group]
+    *counted, durations, first_bytes = zip(*map(_measures, exchanges), strict=True)
+    known = [first_byte for first_byte in first_bytes if first_byte is not None]
+    spent = [entry.tokens for entry in group if entry.tokens] or [{}]
+    tokens = [[counts.get(kind, 0) for counts in spent] for kind in TOKENS]
     return (
-        1,
-        failed(facts),
-        facts["overloaded"],
-        facts["cancelled"],
-        facts["retries"],
-        facts["bytes_in"],
-        facts["bytes_out"],
-        duration,
-        first_byte or 0,
-        first_byte is not None,
-        *counts,
-        duration,
-        first_byte or 0,
-        *counts,
+        len(group),
+        sum(map(failed, exchanges)),
+        *map(sum, counted),
+        sum(durations),
+        sum(known),
+        len(known),
+        *map(sum, tokens),
+        max(durations),
+        max(known, default=0),
+        *map(max, tokens),
     )
 
 
@@ -165,20 +192,6 @@ def summed(pairs: Iterable[tuple[tuple[Any, ...], Values]]) -> dict[tuple[Any, .
     return totals
 
 
-def _times(entries: Sequence[Entry]) -> Iterator[tuple[int, int, int]]:
-    found = Counter((int(entry.began) // HOUR * HOUR, time_class(entry.facts["duration"])) for entry in entries)
-    return ((hour, number, count) for (hour, number), count in found.items())
-
-
 def _row(entry: Entry) -> tuple[Any, ...]:
-    facts = entry.facts
-    return (
-        entry.began,
-        facts["id"],
-        facts.get("incoming_id"),
-        facts["route"],
-        facts.get("model"),
-        status_class(facts.get("status")),
-        failed(facts),
-        entry.json,
-    )
+    exchange = entry.exchange
+    return *_columns(exchange), status_class(exchange.status), failed(exchange), entry.json

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from proxy.entry import Book, Entry, Redact, entry
+from proxy.entry import Book, Entry, Redact, entries
 from proxy.exchange import Exchange
 
 BATCH = 500  # entries
@@ -105,12 +105,18 @@ class Ledger:
     def _next_batch(self) -> list[Entry]:
         batch: list[Entry] = []
         while self._waiting and len(batch) < BATCH:
-            exchange = self._waiting.popleft()
-            with self._whatever_happens("entries"):
-                batch.append(entry(exchange, self._redact))
-            if len(batch) % SLICE == 0:
-                time.sleep(BREATH)
+            batch += self._entries([self._waiting.popleft() for _ in range(min(SLICE, len(self._waiting)))])
+            time.sleep(BREATH)
         return batch
+
+    def _entries(self, exchanges: Sequence[Exchange]) -> list[Entry]:
+        try:
+            return entries(exchanges, self._redact)
+        except Exception:
+            self._complain("entries")
+            if len(exchanges) == 1:
+                return []
+            return [entry for exchange in exchanges for entry in self._entries([exchange])]
 
     @contextmanager
     def _whatever_happens(self, name: str) -> Iterator[None]:
@@ -118,6 +124,9 @@ class Ledger:
         try:
             yield
         except Exception:
-            if name not in self._complained:
-                self._complained.add(name)
-                log.exception("the ledger's %s could not be written; this is said once", name)
+            self._complain(name)
+
+    def _complain(self, name: str) -> None:
+        if name not in self._complained:
+            self._complained.add(name)
+            log.exception("the ledger's %s could not be written; this is said once", name)

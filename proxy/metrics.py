@@ -5,35 +5,32 @@ Names that begin with `gen_ai_` are those of OpenTelemetry's conventions for gen
 gen_ai.client.token.usage, gen_ai.client.operation.duration and gen_ai.client.operation.time_to_first_chunk, with their
 attributes and buckets (opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics).
 
-Several workers add up through prometheus_client's multiprocess mode, in which each keeps its figures in mapped files of
-a common directory. The library chooses the mode when it is imported, by PROMETHEUS_MULTIPROC_DIR (see `workspace`).
+They are counted in numbers of our own (`figures`), a batch at a time: prometheus_client's objects take a lock and
+a look for each value, four times as much. The library still says how it is all spelled.
 """
 
+import math
 import os
 import threading
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from proxy.entry import KINDS, Entry, Facts, FirstFew, status_class
+from proxy.entry import KINDS, Entry, FirstFew, status_class
+from proxy.figures import Figures, Labels, SharedFile, of_all
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+DIRECTORY = "OXY_METRICS_DIRECTORY"  # where several workers share their figures; see `workspace`
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 MOST_MODELS = 100
 REFUSALS = frozenset(("validation_error", "forbidden", "proxy_overloaded"))
@@ -54,7 +51,34 @@ OPERATIONS = (
     ("/chatgpt", "chat"),
 )
 
-Labels = tuple[str, ...]
+OF_A_MODEL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_response_model")
+COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "oxy_exchanges_total": ("Exchanges that have ended", ("route", "method", "status_class", "result")),
+    "oxy_received_bytes_total": ("Bytes of bodies that clients sent", ("route",)),
+    "oxy_sent_bytes_total": ("Bytes of bodies that clients got", ("route",)),
+    "oxy_refusals_total": ("Exchanges that the proxy refused, by result", ("route", "result")),
+    "oxy_cancellations_total": ("Exchanges whose client hung up", ("route",)),
+    "oxy_retries_total": ("Calls that went out once more", ("route",)),
+    "oxy_timeouts_total": ("Exchanges that took too long, by what did", ("route", "kind")),
+    "oxy_tokens_total": (
+        f"Tokens by kind ({', '.join(KINDS)}) and model; cached is a part of input, reasoning of output",
+        ("kind", "model"),
+    ),
+    "process_cpu_seconds_total": ("User and system CPU time", ()),
+    "oxy_log_entries_dropped_total": ("Entries that the log or another book of the ledger did not get", ("book",)),
+}
+HISTOGRAMS: Mapping[str, tuple[str, Sequence[str], Sequence[float]]] = {
+    "oxy_exchange_duration_seconds": ("Whole exchanges", ("route",), TIMES),
+    "oxy_first_byte_seconds": ("Until the first byte of the answer", ("route",), TIMES),
+    "oxy_overhead_seconds": ("The proxy's own part of the time to the first byte", ("route",), SHORT_TIMES),
+    "gen_ai_client_operation_duration_seconds": ("GenAI operation duration", OF_A_MODEL, GEN_AI_TIMES),
+    "gen_ai_client_operation_time_to_first_chunk_seconds": (
+        "Time to the first chunk of a streamed answer",
+        OF_A_MODEL,
+        GEN_AI_TIMES,
+    ),
+    "gen_ai_client_token_usage": ("Input and output tokens", (*OF_A_MODEL, "gen_ai_token_type"), GEN_AI_TOKENS),
+}
 GaugeName = Literal[
     "oxy_exchanges_in_flight",
     "oxy_slots",
@@ -69,6 +93,15 @@ GAUGES: Mapping[GaugeName, tuple[str, Sequence[str]]] = {
     "oxy_upstream_connections_idle": ("Connections to the upstream that are kept and wait for a request", ()),
     "oxy_upstream_connections_open": ("All connections to the upstream", ()),
 }
+# Of the process, by the convention for clients of Prometheus.
+PROCESS_GAUGES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "process_virtual_memory_bytes": ("Virtual memory", ()),
+    "process_resident_memory_bytes": ("Resident memory", ()),
+    "process_start_time_seconds": ("When it was started, in seconds since 1970", ()),
+    "process_open_fds": ("Open file descriptors", ()),
+    "process_max_fds": ("How many there may be", ()),
+}
+LEAST = frozenset(("process_start_time_seconds",))  # of several workers the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,191 +120,138 @@ class Metrics:
     dropped = 0
 
     def __init__(self, readings: Sequence[Reading], losses: Callable[[], Mapping[str, int]]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._shared = DIRECTORY in os.environ
-        self._registry = CollectorRegistry()
+        self._folder = Path(os.environ[DIRECTORY]) if DIRECTORY in os.environ else None
+        self._file = None if self._folder is None else SharedFile(self._folder)
+        self._figures = Figures()
         self._readings = readings
         self._losses = losses
-        self._lost: Mapping[str, int] = {}
-        self._refreshing = threading.Lock()
         self._model = FirstFew(MOST_MODELS)
-        self._make_counters()
-        self._make_histograms()
-        self._gauges = {name: self._gauge(name, *GAUGES[name]) for name in GAUGES}
-        self._process = Process(self._registry)
-        self.refresh()
+        self._process = ProcessCollector(registry=None)
+        self._counting = threading.Lock()
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Count these entries. What has the same labels is brought together first: looking labels up is what costs."""
-        counted: Tally[tuple[Counter, Labels]] = Tally()
-        observed: defaultdict[tuple[Histogram, Labels], list[float]] = defaultdict(list)
+        """Count these entries: what has the same labels together."""
+        by_route, by_model = defaultdict(list), defaultdict(list)
         for entry in entries:
-            self._count(entry.facts, counted)
-            self._observe(entry.facts, observed)
-        for (counter, labels), amount in counted.items():
-            counter.labels(*labels).inc(amount)
-        for (histogram, labels), values in observed.items():
-            observe = histogram.labels(*labels).observe
-            for value in values:
-                observe(value)
-        self.refresh()
+            exchange = entry.exchange
+            by_route[exchange.route].append(entry)
+            if exchange.model is not None or entry.tokens:
+                by_model[exchange.model, operation(exchange.path)].append(entry)
+        with self._counting:
+            for route, group in by_route.items():
+                self._count_route(route, group)
+            for (model, name), group in by_model.items():
+                self._count_model(model, name, group)
+            if self._file is not None:
+                self._read()
+                self._file.write(self._figures)
 
     def close(self, patience: float) -> None:
         """Do nothing: what is counted stays for as long as the directory does."""
-
-    def refresh(self) -> None:
-        """Read all that is not counted from entries."""
-        with self._refreshing:
-            for reading in self._readings:
-                gauge = self._gauges[reading.gauge]
-                (gauge if reading.guard is None else gauge.labels(reading.guard)).set(reading.read())
-            losses = dict(self._losses())
-            for book, count in losses.items():
-                self._entries_lost.labels(book).inc(count - self._lost.get(book, 0))
-            self._lost = losses
-            self._process.refresh()
 
     def exposition(self) -> bytes:
         """Return all metrics, those of all workers, in Prometheus' text format.
 
         It takes milliseconds, with many models more: to be called in a thread.
         """
-        self.refresh()
-        if not self._shared:
-            return generate_latest(self._registry)
-        if os.name != "nt":  # pragma: no branch  there, the question that is asked of a process ends it
-            forget_the_dead(Path(os.environ[DIRECTORY]))
-        everyone = CollectorRegistry()
-        MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        self.write([])
+        if self._folder is not None:
+            return spelled(of_all(self._folder, LEAST))
+        with self._counting:
+            self._read()
+            return spelled(self._figures)
 
-    def _count(self, facts: Facts, counted: Tally[tuple[Counter, Labels]]) -> None:
-        route, result, method = facts["route"], facts["result"], facts["method"]
-        method = method if method in METHODS else "other"
-        counted[self._exchanges, (route, method, status_class(facts.get("status")), result)] += 1
-        counted[self._bytes_in, (route,)] += facts["bytes_in"]
-        counted[self._bytes_out, (route,)] += facts["bytes_out"]
-        if result in REFUSALS:
-            counted[self._refusals, (route, result)] += 1
-        if facts["cancelled"]:
-            counted[self._cancellations, (route,)] += 1
-        if facts["retries"]:
-            counted[self._retries, (route,)] += facts["retries"]
-        if "timed_out" in facts:
-            counted[self._timeouts, (route, facts["timed_out"])] += 1
-        if "tokens" in facts:
-            model = self._model(facts.get("model", "unknown"))
-            for kind, count in facts["tokens"].items():
-                counted[self._tokens, (kind, model)] += count
+    def _read(self) -> None:
+        """Take in all that is not counted from entries."""
+        for reading in self._readings:
+            labels = () if reading.guard is None else (reading.guard,)
+            self._figures.gauges[reading.gauge][labels] = reading.read()
+        for book, count in self._losses().items():
+            self._figures.counters["oxy_log_entries_dropped_total"][book,] = count
+        # The library's collector of the process cannot add up: it tells of whichever is asked.
+        for family in self._process.collect():
+            ((name, _, value, *_),) = family.samples
+            (self._figures.counters if name in COUNTERS else self._figures.gauges)[name][()] = value
 
-    def _observe(self, facts: Facts, observed: dict[tuple[Histogram, Labels], list[float]]) -> None:
-        route, duration, first_byte = (facts["route"],), facts["duration"], facts.get("first_byte")
-        observed[self._durations, route].append(duration)
-        if first_byte is not None:
-            observed[self._first_bytes, route].append(first_byte)
-            if "upstream_wait" in facts:
-                observed[self._overheads, route].append(max(0.0, first_byte - facts["upstream_wait"]))
-        if "model" not in facts:
-            return
-        labels = (operation(facts["path"]), "openai", self._model(facts["model"]))
-        observed[self._gen_ai_durations, labels].append(duration)
-        if facts["stream"] and first_byte is not None:
-            observed[self._gen_ai_first_chunks, labels].append(first_byte)
-        tokens = facts.get("tokens", {})
-        for kind in ("input", "output"):
-            if kind in tokens:
-                observed[self._gen_ai_tokens, (*labels, kind)].append(tokens[kind])
+    def _count_route(self, route: str, group: Sequence[Entry]) -> None:
+        exchanges = [entry.exchange for entry in group]
+        count, ended = self._figures.count, Tally([(each.method, each.status, each.result) for each in exchanges])
+        for (method, status, result), number in ended.items():
+            labels = (route, method if method in METHODS else "other", status_class(status), result)
+            count("oxy_exchanges_total", labels, number)
+            if result in REFUSALS:
+                count("oxy_refusals_total", (route, result), number)
+        count("oxy_received_bytes_total", (route,), sum([each.bytes_in for each in exchanges]))
+        count("oxy_sent_bytes_total", (route,), sum([each.bytes_out for each in exchanges]))
+        if cancelled := sum([each.cancelled for each in exchanges]):
+            count("oxy_cancellations_total", (route,), cancelled)
+        if retries := sum([each.retries for each in exchanges]):
+            count("oxy_retries_total", (route,), retries)
+        for kind, number in Tally([each.timed_out for each in exchanges if each.timed_out is not None]).items():
+            count("oxy_timeouts_total", (route, kind), number)
+        first_bytes = [(each.first_byte, each.upstream_wait) for each in exchanges if each.first_byte is not None]
+        own = [max(0.0, first_byte - wait) for first_byte, wait in first_bytes if wait is not None]
+        self._observe("oxy_exchange_duration_seconds", (route,), [each.duration for each in exchanges])
+        self._observe("oxy_first_byte_seconds", (route,), [first_byte for first_byte, _ in first_bytes])
+        self._observe("oxy_overhead_seconds", (route,), own)
 
-    def _make_counters(self) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=self._registry)
+    def _count_model(self, model: str | None, name: str, group: Sequence[Entry]) -> None:
+        bounded = self._model("unknown" if model is None else model)
+        spent = defaultdict(list)
+        for entry in group:
+            for kind, amount in entry.tokens.items():
+                spent[kind].append(amount)
+        for kind, amounts in spent.items():
+            self._figures.count("oxy_tokens_total", (kind, bounded), sum(amounts))
+            if model is not None and kind in ("input", "output"):
+                self._observe("gen_ai_client_token_usage", (name, "openai", bounded, kind), amounts)
+        if model is not None:
+            labels, exchanges = (name, "openai", bounded), [entry.exchange for entry in group]
+            chunks = [each.first_byte for each in exchanges if each.stream and each.first_byte is not None]
+            self._observe("gen_ai_client_operation_duration_seconds", labels, [each.duration for each in exchanges])
+            self._observe("gen_ai_client_operation_time_to_first_chunk_seconds", labels, chunks)
 
-        self._exchanges = counter(
-            "oxy_exchanges_total", "Exchanges that have ended", "route", "method", "status_class", "result"
-        )
-        self._bytes_in = counter("oxy_received_bytes_total", "Bytes of bodies that clients sent", "route")
-        self._bytes_out = counter("oxy_sent_bytes_total", "Bytes of bodies that clients got", "route")
-        self._refusals = counter("oxy_refusals_total", "Exchanges that the proxy refused, by result", "route", "result")
-        self._cancellations = counter("oxy_cancellations_total", "Exchanges whose client hung up", "route")
-        self._retries = counter("oxy_retries_total", "Calls that went out once more", "route")
-        self._timeouts = counter("oxy_timeouts_total", "Exchanges that took too long, by what did", "route", "kind")
-        self._tokens = counter(
-            "oxy_tokens_total",
-            f"Tokens by kind ({', '.join(KINDS)}) and model; cached is a part of input, reasoning of output",
-            *("kind", "model"),
-        )
-        self._entries_lost = counter(
-            "oxy_log_entries_dropped_total", "Entries that the log or another book of the ledger did not get", "book"
-        )
-
-    def _make_histograms(self) -> None:
-        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
-
-        attributes = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_response_model")
-        self._durations = histogram("oxy_exchange_duration_seconds", "Whole exchanges", TIMES, "route")
-        self._first_bytes = histogram("oxy_first_byte_seconds", "Until the first byte of the answer", TIMES, "route")
-        self._overheads = histogram(
-            "oxy_overhead_seconds", "The proxy's own part of the time to the first byte", SHORT_TIMES, "route"
-        )
-        self._gen_ai_durations = histogram(
-            "gen_ai_client_operation_duration_seconds", "GenAI operation duration", GEN_AI_TIMES, *attributes
-        )
-        self._gen_ai_first_chunks = histogram(
-            "gen_ai_client_operation_time_to_first_chunk_seconds",
-            "Time to the first chunk of a streamed answer",
-            GEN_AI_TIMES,
-            *attributes,
-        )
-        self._gen_ai_tokens = histogram(
-            "gen_ai_client_token_usage", "Input and output tokens", GEN_AI_TOKENS, *attributes, "gen_ai_token_type"
-        )
-
-    def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
-        return Gauge(name, text, labels, registry=self._registry, multiprocess_mode="livesum")
+    def _observe(self, name: str, labels: Labels, values: Sequence[float]) -> None:
+        self._figures.observe(name, labels, values, HISTOGRAMS[name][2])
 
 
-class Process:
-    """The process metrics that clients of Prometheus have by convention, as figures that several workers can add up.
+class Shown(Collector):
+    """Figures as the library's families, so that it can spell them."""
 
-    The library's own collector, which it is read from, tells of the process that happens to be asked.
-    """
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._collector = ProcessCollector(registry=None)
-        self._gauges: dict[str, Gauge] = {}
-        self._cpu = Counter("process_cpu_seconds_total", "User and system CPU time", registry=registry)
-        self._cpu_before = 0.0
-        for family in self._collector.collect():
-            if family.type == "gauge":
-                mode: Literal["livemin", "livesum"] = "livemin" if "start_time" in family.name else "livesum"
-                self._gauges[family.name] = Gauge(
-                    family.name, family.documentation, registry=registry, multiprocess_mode=mode
-                )
-
-    def refresh(self) -> None:
-        """Read the figures of this process."""
-        for family in self._collector.collect():
-            value = family.samples[0].value
-            if family.type == "gauge":
-                self._gauges[family.name].set(value)
-            else:
-                self._cpu.inc(value - self._cpu_before)
-                self._cpu_before = value
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family, those without a series too."""
+        for name, (text, labels) in COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=labels)
+            for values, amount in self._figures.counters[name].items():
+                counter.add_metric(values, amount)
+            yield counter
+        for name, (text, labels) in (*GAUGES.items(), *PROCESS_GAUGES.items()):
+            gauge = GaugeMetricFamily(name, text, labels=labels)
+            for values, amount in self._figures.gauges[name].items():
+                gauge.add_metric(values, amount)
+            yield gauge
+        for name, (text, labels, bounds) in HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(name, text, labels=labels)
+            for values, (*counts, total) in self._figures.histograms[name].items():
+                buckets = zip(map(floatToGoString, (*bounds, math.inf)), counts, strict=True)
+                histogram.add_metric(values, list(buckets), total)
+            yield histogram
 
 
+def spelled(figures: Figures) -> bytes:
+    """Return figures in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(Shown(figures))
+    return generate_latest(registry)
+
+
+@lru_cache(maxsize=256)
 def operation(path: str) -> str:
     """Return the gen_ai.operation.name for a path, `other` where the conventions know none."""
     for end, name in OPERATIONS:
         if path.endswith(end):
             return name
     return "other"
-
-
-def forget_the_dead(directory: Path) -> None:
-    """Take the gauges of workers that are gone out of the sum; what they counted stays in it."""
-    for pid in {int(file.stem.rpartition("_")[2]) for file in directory.glob("gauge_live*.db")}:
-        try:
-            os.kill(pid, 0)  # asks whether there is such a process
-        except OSError:
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]

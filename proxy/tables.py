@@ -19,18 +19,14 @@ SUMS = (
 MAXIMA = ("longest", "longest_first_byte", *(f"most_{kind}" for kind in TOKENS))
 GROUP = ("route", "model", "key", "class")
 
+# Entries have no index but their number: one over random ids took several times as long to write as all else together,
+# and who asks walks through the newest, 100,000 of them in 50 ms.
 _VALUES = ", ".join(f"{column} NOT NULL" for column in (*SUMS, *MAXIMA))
 TABLES = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS entry (
     number INTEGER PRIMARY KEY, began REAL NOT NULL, id TEXT NOT NULL, incoming_id TEXT,
     route TEXT NOT NULL, model TEXT, class TEXT NOT NULL, failed INTEGER NOT NULL, json TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS entry_id ON entry (id);
-CREATE INDEX IF NOT EXISTS entry_incoming_id ON entry (incoming_id) WHERE incoming_id IS NOT NULL;
-CREATE INDEX IF NOT EXISTS entry_route ON entry (route);
-CREATE INDEX IF NOT EXISTS entry_model ON entry (model) WHERE model IS NOT NULL;
-CREATE INDEX IF NOT EXISTS entry_class ON entry (class);
-CREATE INDEX IF NOT EXISTS entry_failed ON entry (failed) WHERE failed = 1;
 CREATE TABLE IF NOT EXISTS hourly (
     hour INTEGER NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, class TEXT NOT NULL,
     {_VALUES}, PRIMARY KEY (hour, route, model, key, class)) WITHOUT ROWID;
@@ -50,6 +46,8 @@ def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...], maxima: tup
 
 
 ADD_ENTRY = "INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
+AT_ONCE = 50  # the interpreter's lock is given up for each statement, and the loop's thread has it then
+ADD_ENTRIES = ADD_ENTRY + ", (NULL, ?, ?, ?, ?, ?, ?, ?, ?)" * (AT_ONCE - 1)
 ADD_HOURLY = _adding("hourly", ("hour", *GROUP), SUMS, MAXIMA)
 ADD_MINUTELY = _adding("minutely", ("minute",), SUMS, MAXIMA)
 ADD_TIMES = _adding("times", ("hour", "class"), ("requests",), ())

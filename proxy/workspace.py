@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from proxy.settings import Settings
 
-METRICS = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks for the figures of several processes
+METRICS = "OXY_METRICS_DIRECTORY"  # tells the workers, which are processes of their own, where they meet
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def workspace(settings: Settings) -> Iterator[Settings]:
     """
     with TemporaryDirectory(prefix="oxy-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        os.environ.pop(METRICS, None)  # figures of another program are not to be added to ours
+        os.environ.pop(METRICS, None)  # figures of another run are not to be added to ours
         if settings.workers > 1:
             (folder / "metrics").mkdir()
             os.environ[METRICS] = str(folder / "metrics")

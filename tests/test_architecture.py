@@ -22,7 +22,7 @@ FLOORS = (
     ("ground: nouns and rules", "codings exchange headers jsontext session values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
-    ("ground: what may be written down", "redaction entry tables"),
+    ("ground: what may be written down", "redaction entry figures tables"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
     ("the wire: one connection that speaks WebSocket", "upgrade"),
     ("the wire: one connection", "connection protocol"),
@@ -56,7 +56,7 @@ DOORS = {
         "the way upstream; app names the type of a transport and no more",
     ),
     "python_multipart": ("rewrites", "reads a form as it streams in"),
-    "prometheus_client": ("metrics", "what Prometheus reads, and how several workers add up"),
+    "prometheus_client": ("metrics", "how Prometheus spells what it reads"),
     "uvicorn": (
         "server protocol upgrade demo",
         "serves; protocol stands in for its own, upgrade builds on one of its own; the demo has a server to itself",

@@ -1,7 +1,6 @@
 """An entry: which facts are chosen, how they are spelled, and that no text of others can break a line."""
 
 import dataclasses
-import json
 from typing import Any, get_args
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import usage
-from proxy.entry import KINDS, LONGEST_PATH, PIPE_BUF, FirstFew, as_text, entry, facts, status_class
+from proxy.entry import KINDS, LONGEST_PATH, PIPE_BUF, Entry, Facts, FirstFew, Redact, as_text, entries, status_class
 from proxy.errors import Result
 from proxy.exchange import Exchange
 from proxy.redaction import Redaction
@@ -58,6 +57,15 @@ def full(**changes: Any) -> Exchange:
         key="team-a",
     )
     return dataclasses.replace(known, **changes)
+
+
+def entry(exchange: Exchange, redact: Redact) -> Entry:
+    (written,) = entries([exchange], redact)
+    return written
+
+
+def facts(exchange: Exchange, redact: Redact) -> Facts:
+    return entry(exchange, redact).facts
 
 
 FAILED = {
@@ -172,14 +180,23 @@ def test_no_secret_gets_into_an_entry(field: str, planted: str) -> None:
     ids=lambda text: ascii(text[:8]),
 )
 def test_no_text_breaks_a_line_or_a_terminal(field: str, hostile: str) -> None:
-    written = entry(full(**{**FAILED, field: hostile}), Redaction())
-    for line in (written.json, as_text(written.facts)):
-        assert line.isascii()
-        assert line.isprintable()
-        assert len(line) < PIPE_BUF
-    assert json.loads(written.json) == written.facts
-    if field not in ("failure", "detail"):
-        assert not set(written.facts[field]) & set('<>"\\ ')
+    for known in ({}, FAILED):
+        written = entry(full(**{**known, field: hostile}), Redaction())
+        for line in (written.json, as_text(written.facts)):
+            assert line.isascii()
+            assert line.isprintable()
+            assert len(line) < PIPE_BUF
+        assert written.facts.keys() == {*facts(full(**known), Redaction()), field}
+        if field not in ("failure", "detail"):
+            assert not set(written.facts[field]) & set('<>"\\ ')
+
+
+@pytest.mark.parametrize("planted", ["two\nlines", SECRET, "x" * 200, '"'])
+def test_of_several_entries_each_is_as_it_is_alone(planted: str) -> None:
+    exchanges = [full(), full(path=planted), full(**FAILED), full(incoming_id=None)]
+    alone = [entry(exchange, Redaction()) for exchange in exchanges]
+    assert entries(exchanges, Redaction()) == alone
+    assert entries(exchanges[2:], Redaction()) == alone[2:]
 
 
 def test_a_path_keeps_what_it_is_recognised_by() -> None:

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from proxy import history as room
-from proxy.entry import Entry, entry
+from proxy.entry import Entry
 from proxy.exchange import Exchange, new_id
 from proxy.history import History
 from proxy.recall import Recall
 from proxy.redaction import Redaction
 from proxy.tables import DAY, HOUR, OURS, middle_of, time_class
+from tests.test_entry import entry
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0
@@ -125,7 +126,6 @@ def test_of_many_models_totals_tell_the_first_apart(
 WRITER = """
     import sys
     from pathlib import Path
-    from proxy.entry import entry
     from proxy.exchange import Exchange, new_id
     from proxy.history import History
     from proxy.ledger import Ledger
@@ -294,7 +294,7 @@ def test_an_entry_that_no_table_can_take_costs_only_what_came_with_it(history: H
 ON_A_FULL_DISK = """
     import logging, resource, sys
     from pathlib import Path
-    from proxy.entry import entry
+    from proxy.entry import entries
     from proxy.exchange import Exchange, new_id
     from proxy.history import History
     from proxy.redaction import Redaction
@@ -305,7 +305,7 @@ ON_A_FULL_DISK = """
 
     def write(count):
         made = [Exchange(id=new_id(), method="POST", path="/", result="success") for _ in range(count)]
-        history.write([entry(exchange, Redaction()) for exchange in made])
+        history.write(entries(made, Redaction()))
 
     write(10)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))

@@ -43,7 +43,7 @@ class Shelf:
 
     @property
     def ids(self) -> list[str]:
-        return [entry.facts["id"] for batch in self.batches for entry in batch]
+        return [entry.exchange.id for batch in self.batches for entry in batch]
 
 
 def exchange() -> Exchange:
@@ -92,7 +92,7 @@ def test_what_is_entered_reaches_every_book_in_order(
     until(lambda: all(len(shelf.ids) == 3 for shelf in shelves))
     assert shelves[0].ids == shelves[1].ids == [each.id for each in entered]
     assert shelves[0].batches[-1][0].json.startswith('{"time":"20')
-    assert shelves[0].batches[-1][0].began == entered[-1 if len(shelves[0].batches[-1]) == 1 else -3].began
+    assert shelves[0].batches[-1][0].exchange.began == entered[-1 if len(shelves[0].batches[-1]) == 1 else -3].began
 
 
 def test_a_full_batch_does_not_wait_for_the_pause(

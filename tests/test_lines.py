@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from proxy import lines as room
-from proxy.entry import PIPE_BUF, Entry, entry
+from proxy.entry import PIPE_BUF, Entry
 from proxy.exchange import Exchange
 from proxy.lines import Lines, log_lines
 from proxy.redaction import Redaction
 from proxy.values import LogFormat
+from tests.test_entry import entry
 
 PATIENCE = 10.0
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics as room
-from proxy.metrics import GAUGES, Metrics, Reading, forget_the_dead, operation
+from proxy.metrics import GAUGES, Metrics, Reading, operation
 from tests.test_entry import Usage
 from tests.test_history import written
 
@@ -149,7 +149,7 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
 def test_lost_entries_are_counted_once() -> None:
     losses = {"log": 3}
     metrics = Metrics([], lambda: losses)
-    metrics.refresh()
+    metrics.write([])
     losses.update(log=5, history=1)
     assert value(metrics, "oxy_log_entries_dropped_total", "log") == 5
     assert value(metrics, "oxy_log_entries_dropped_total", "history") == 1
@@ -264,22 +264,6 @@ def test_the_metrics_of_three_workers_add_up_also_after_one_is_killed(tmp_path: 
     assert shown["process_start_time_seconds", frozenset(())] >= start
     for worker in workers[:2]:
         worker.end()
-
-
-def test_only_the_dead_are_forgotten(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        pass
-    for pid in (process.pid, os.getpid()):
-        (tmp_path / f"gauge_livesum_{pid}.db").touch()
-        (tmp_path / f"counter_{pid}.db").touch()
-    os.environ[room.DIRECTORY] = str(tmp_path)
-    try:
-        forget_the_dead(tmp_path)
-    finally:
-        del os.environ[room.DIRECTORY]
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
-        [f"counter_{os.getpid()}.db", f"counter_{process.pid}.db", f"gauge_livesum_{os.getpid()}.db"]
-    )
 
 
 # ---- the dashboard
