@@ -23,7 +23,7 @@ Facts = dict[str, Any]
 Redact = Callable[[str], str]
 
 PIPE_BUF = 4096
-LONGEST_PATH = 2048
+LONGEST_PATH = 1900
 LONGEST_NAME = 100
 LONGEST_MESSAGE = 150
 LONGEST_DETAIL = 200
@@ -192,14 +192,21 @@ def as_json(known: Exchange, counts: Mapping[str, int]) -> str:
     key = "" if known.key is None else f',"key":"{known.key}"'
     failure = "" if known.failure is None else f',"failure":{quoted(known.failure)}'
     detail = "" if known.detail is None else f',"detail":{quoted(known.detail)}'
+    talk = "" if known.messages_in is None else _talk(known)
     return (
         f'{{"time":"{moment(known.began)}","id":"{known.id}"{incoming_id}{upstream_id},"route":"{known.route}"'
         f',"method":"{known.method}","path":"{known.path}"{model},"stream":{TRUTH[known.stream]}{status}'
         f',"result":"{known.result}"{_timeout(known.timeout, known.timeout_source, known.timed_out)}'
         f',"duration":{seconds(known.duration)}{first_byte}{upstream_wait}'
-        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{spent},"retries":{known.retries}'
+        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{spent},"retries":{known.retries}'
         f',"overloaded":{TRUTH[known.overloaded]},"cancelled":{TRUTH[known.cancelled]}{key}{failure}{detail}}}'
     )
+
+
+def _talk(known: Exchange) -> str:
+    """Return what there is of a WebSocket besides."""
+    messages = f',"messages_in":{known.messages_in},"messages_out":{known.messages_out}'
+    return messages if known.close_code is None else f'{messages},"close_code":{known.close_code}'
 
 
 @lru_cache(maxsize=64)

@@ -55,6 +55,9 @@ def full(**changes: Any) -> Exchange:
         failure=None,
         detail=None,
         key="team-a",
+        messages_in=3,
+        messages_out=40,
+        close_code=1000,
     )
     return dataclasses.replace(known, **changes)
 
@@ -86,6 +89,7 @@ def test_a_line_of_json_is_written_as_recorded() -> None:
         '"upstream_id":"req_1","route":"relay","method":"POST","path":"/v1/chat/completions","model":"gpt-4o-mini",'
         '"stream":true,"status":200,"result":"success","timeout":600.0,"timeout_source":"default","duration":1.5,'
         '"first_byte":0.25,"upstream_wait":0.2499,"bytes_in":812,"bytes_out":20480,'
+        '"messages_in":3,"messages_out":40,"close_code":1000,'
         '"tokens":{"input":120,"cached":20,"output":30,"total":150,"output_audio":5},"retries":1,'
         '"overloaded":false,"cancelled":false,"key":"team-a"}'
     )
@@ -134,6 +138,8 @@ def test_an_entry_has_each_known_fact_of_each_result(result: str) -> None:
     chosen = facts(exchange, Redaction())
     renamed = {"began": "time", "usage": "tokens"}
     for field in dataclasses.fields(Exchange):
+        if field.name == "clock":  # which means nothing to anybody else
+            continue
         value, name = getattr(exchange, field.name), renamed.get(field.name, field.name)
         assert (name in chosen) == (value is not None), field.name
         if value is not None and field.name not in renamed and field.name != "detail":

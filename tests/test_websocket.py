@@ -23,6 +23,7 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
+from proxy.recall import Recall
 from proxy.settings import load
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
 from tests.peers import PATIENCE, Peer, Upstream, request
@@ -147,6 +148,53 @@ async def test_a_client_that_pings_and_does_not_read_is_answered_in_the_end(prox
         await pongs[-1]
         await there.close()
         await reading
+
+
+# ---- what is written down, and how many there may be
+
+
+async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_path: Path) -> None:
+    history = tmp_path / "history.sqlite"
+    done = (
+        '{"type": "response.done", "response": {"usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}}}'
+    )
+    async with (
+        start(**SWAP, PROXY_HISTORY=str(history)) as proxy,
+        session(proxy, far, key=CLIENT_KEY) as (client, there),
+    ):
+        await client.send("abc")
+        await there.send(done)
+        await there.send(b"12345")
+        await hear(client)
+        await hear(client)
+        await client.close(4000, "done")
+        await ended(there)
+    (entry,) = Recall(history).newest()
+    expected = {
+        **{
+            "route": "websocket",
+            "status": 101,
+            "result": "success",
+            "stream": True,
+            "key": "key-1",
+            "close_code": 4000,
+        },
+        **{"messages_in": 1, "bytes_in": 3, "messages_out": 2, "bytes_out": len(done) + 5},
+        **{"tokens": {"input": 5, "cached": 0, "output": 2, "reasoning": 0, "total": 7}},
+    }
+    assert {fact: entry.get(fact) for fact in expected} == expected
+
+
+async def test_a_session_takes_a_slot_and_gives_it_back(start: Start, far: Far) -> None:
+    async with start(OPENAI_PROXY_MAX_PARALLEL_REQUESTS="1") as proxy:
+        async with session(proxy, far):
+            with pytest.raises(InvalidStatus) as refused:
+                await dial(proxy)
+            assert refused.value.response.status_code == 503
+        await asyncio.sleep(0.05)
+        async with session(proxy, far) as (client, there):
+            await client.send("again")
+            assert await hear(there) == "again"
 
 
 # ---- the end
