@@ -12,6 +12,7 @@ a look for each value, four times as much. The library still says how it is all 
 import math
 import os
 import threading
+import time
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from proxy.entry import KINDS, Entry, FirstFew, status_class
 from proxy.figures import Figures, Labels, SharedFile, of_all
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+SHARING = 1.0  # seconds; what a worker that is killed has counted since is lost
 DIRECTORY = "OXY_METRICS_DIRECTORY"  # where several workers share their figures; see `workspace`
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 MOST_MODELS = 100
@@ -128,6 +130,7 @@ class Metrics:
         self._model = FirstFew(MOST_MODELS)
         self._process = ProcessCollector(registry=None)
         self._counting = threading.Lock()
+        self._next_sharing = -math.inf
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Count these entries: what has the same labels together."""
@@ -142,24 +145,31 @@ class Metrics:
                 self._count_route(route, group)
             for (model, name), group in by_model.items():
                 self._count_model(model, name, group)
-            if self._file is not None:
-                self._read()
-                self._file.write(self._figures)
+        if time.monotonic() >= self._next_sharing:
+            self._share()
 
     def close(self, patience: float) -> None:
-        """Do nothing: what is counted stays for as long as the directory does."""
+        """Leave the others what was counted last; it stays for as long as the directory does."""
+        self._share()
 
     def exposition(self) -> bytes:
         """Return all metrics, those of all workers, in Prometheus' text format.
 
         It takes milliseconds, with many models more: to be called in a thread.
         """
-        self.write([])
+        self._share()
         if self._folder is not None:
             return spelled(of_all(self._folder, LEAST))
         with self._counting:
-            self._read()
             return spelled(self._figures)
+
+    def _share(self) -> None:
+        """Bring the figures up to date, for the other workers too."""
+        with self._counting:
+            self._read()
+            if self._file is not None:
+                self._file.write(self._figures)
+            self._next_sharing = time.monotonic() + SHARING
 
     def _read(self) -> None:
         """Take in all that is not counted from entries."""

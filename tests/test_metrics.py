@@ -266,6 +266,24 @@ def test_the_metrics_of_three_workers_add_up_also_after_one_is_killed(tmp_path: 
         worker.end()
 
 
+def test_figures_are_shared_once_a_second_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen_by_others() -> float | None:
+        return value(asked, "oxy_exchange_duration_seconds_count", "relay")
+
+    monkeypatch.setenv(room.DIRECTORY, str(tmp_path))
+    asked, ending = Metrics([], dict), Metrics([], dict)
+    ending.write([written()])
+    assert seen_by_others() == 1
+    ending.write([written()])
+    assert seen_by_others() == 1
+    monkeypatch.setattr(ending, "_next_sharing", 0.0)
+    ending.write([written()])
+    assert seen_by_others() == 3
+    ending.write([written()])
+    ending.close(0)
+    assert seen_by_others() == 4
+
+
 # ---- the dashboard
 
 
