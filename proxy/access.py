@@ -26,9 +26,11 @@ class Access:
         self._signature: Pairs = []
         self._defaults: Pairs = []
         self.withheld: frozenset[bytes] = frozenset()
-        if settings.openai_api_key:
+        self._field = settings.key_field
+        if settings.mode in ("swap", "open"):
             self.withheld = CREDENTIALS
-            self._signature = [(b"authorization", b"Bearer " + settings.openai_api_key.encode())]
+            if settings.openai_api_key:
+                self._signature = self.presented([(b"authorization", b"Bearer " + settings.openai_api_key.encode())])
             for name, value in (
                 (b"openai-project", settings.openai_project),
                 (b"openai-organization", settings.openai_organization),
@@ -56,6 +58,15 @@ class Access:
         if not self._defaults:
             return self._signature
         return self._signature + [pair for pair in self._defaults if first(pairs, pair[0]) is None]
+
+    def presented(self, pairs: Pairs) -> Pairs:
+        """Return credentials so that the upstream takes them: Azure's resources want a key in a field of its own."""
+        if self._field == b"authorization":
+            return pairs
+        return [
+            (self._field, value.removeprefix(b"Bearer ")) if name == b"authorization" else (name, value)
+            for name, value in pairs
+        ]
 
     def _is_client_key(self, given: bytes) -> bool:
         # Every key is compared, and each in constant time, so that the time tells nothing of which one was near.

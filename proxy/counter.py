@@ -75,7 +75,7 @@ class Counter:
         """Return the fields with the request's own credentials, and ours where it has no key."""
         theirs = {name for name, _ in own}
         if b"authorization" in theirs:  # our project and organization are none of that key's
-            return [pair for pair in pairs if pair[0] not in theirs | CREDENTIALS] + own
+            return [pair for pair in pairs if pair[0] not in theirs | CREDENTIALS] + self._access.presented(own)
         pairs = [pair for pair in pairs if pair[0] not in theirs] + own
         return pairs + self._access.signature(pairs)
 

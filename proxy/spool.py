@@ -4,6 +4,7 @@ import asyncio
 from tempfile import TemporaryFile
 from typing import IO
 
+from proxy.exchange import Body
 from proxy.guard import Budget
 
 IN_MEMORY = 1024 * 1024
@@ -57,3 +58,20 @@ class Spool:
         if self._file is None:
             self._file = await asyncio.to_thread(TemporaryFile)
         await asyncio.to_thread(self._file.write, content)
+
+
+class Resumed:
+    """A body whose beginning waits in a spool. Its length is that of the whole, where the rest knows it."""
+
+    def __init__(self, begun: Spool, rest: Body) -> None:
+        self.length = rest.length
+        self._begun: Spool | None = begun
+        self._rest = rest
+
+    async def read(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        if self._begun is not None:
+            if piece := await self._begun.read():
+                return piece
+            self._begun = None
+        return await self._rest.read()

@@ -19,6 +19,7 @@ from typing import Protocol, cast
 
 import httpx
 
+from proxy.azure import placing
 from proxy.dial import Resuming
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Call, Exchange, Sink, Timeouts
@@ -74,6 +75,7 @@ class Upstream:
         self._bank = bank(settings, transport)
         self._host = (b"host", target.authority.encode())
         self._prefix = target.path.encode()
+        self._azure = placing(settings)
         self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
         self._timeouts = Timeouts(
             connect=settings.connect_timeout,
@@ -88,6 +90,8 @@ class Upstream:
         An idempotent call goes out again, after a pause, where it came to nothing or the upstream asks for patience.
         Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
+        if self._azure is not None:
+            await self._azure.place(call)
         while call.idempotent and exchange.retries < RETRIES:
             try:
                 answer = await self._open(call)

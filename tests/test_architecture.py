@@ -22,6 +22,7 @@ FLOORS = (
     ("ground: nouns and rules", "exchange headers jsontext values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
+    ("ground: calls for Azure", "azure"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
