@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 
 from proxy.errors import BadRequest
 
+Container = dict[str, object] | list[object]
+
 MAX_DEPTH = 200
+MAX_VALUES = 500_000  # a value takes far more memory than its text, and who sends it is perhaps not known yet
+STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 BLANKS = re.compile(r"[ \t\n\r]*")
 # Every escape from the left, so that an escaped backslash does not begin one; groups are those that cannot stand.
 ESCAPES = re.compile(
@@ -51,6 +55,8 @@ def read(body: bytes) -> tuple[Members, BadRequest | None]:
         text = body.decode("utf-8-sig")  # RFC 8259 8.1: a byte order mark may be ignored
     except UnicodeDecodeError as problem:
         return {}, BadRequest(f"The body is not JSON: byte {problem.start} is not UTF-8")
+    if _too_many(text):
+        return {}, BadRequest(f"The body holds more than {MAX_VALUES} values")
     reader = Reader(text)
     try:
         reader.read()
@@ -59,7 +65,7 @@ def read(body: bytes) -> tuple[Members, BadRequest | None]:
         return reader.members, BadRequest(f"The body is not a JSON object: {problem.msg} at {where}")
     except RecursionError:
         reader.complain("nested too deeply")
-    return reader.members, BadRequest(reader.complaints[0]) if reader.complaints else None
+    return reader.members, BadRequest(reader.complaint) if reader.complaint else None
 
 
 def members_of(text: str) -> Members:
@@ -83,11 +89,11 @@ def elements_of(text: str) -> list[str]:
 
 @dataclass(slots=True)
 class Reader:
-    """One reading of a text. What is wrong but does not hinder it goes into `complaints`; the rest it raises."""
+    """One reading of a text. What is wrong but does not hinder it is its `complaint`, the first; the rest it raises."""
 
     text: str
     members: Members = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)
+    complaint: str = ""
     _name: str = ""
 
     def read(self) -> None:
@@ -107,7 +113,7 @@ class Reader:
 
     def complain(self, what: str) -> None:
         """Note something that is wrong with the member at hand."""
-        self.complaints.append(f"{ascii(self._name[:100])[1:-1]}: {what}")
+        self.complaint = self.complaint or f"{ascii(self._name[:100])[1:-1]}: {what}"
 
     def _member(self, decoder: json.JSONDecoder, at: int) -> int:
         """Read one member; return where what follows it begins."""
@@ -159,21 +165,27 @@ class Reader:
         return int(text) if len(text) < 4000 else self._finite(text)
 
 
+def _too_many(text: str) -> bool:
+    """Tell whether there are too many values in a text; commas and brackets in strings are none."""
+    return _marks(text) > MAX_VALUES and _marks(STRINGS.sub("", text)) > MAX_VALUES
+
+
+def _marks(text: str) -> int:
+    return text.count(",") + text.count("[") + text.count("{")
+
+
 def _too_deep(value: object, text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
-    level = [value]
+    level = _containers([value])
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
-            return False
-    return True
+        level = [inner for outer in level for inner in _containers(outer)]
+    return bool(level)
 
 
-def _inside(value: object) -> list[object]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _containers(outer: Container) -> list[Container]:
+    inside = outer.values() if isinstance(outer, dict) else outer
+    return [inner for inner in inside if isinstance(inner, (dict, list))]
 
 
 def _past_blanks(text: str, at: int) -> int:

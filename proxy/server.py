@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from functools import partial
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -101,7 +100,7 @@ class Workers(Multiprocess):
     """uvicorn's supervisor of several processes, which leave Ctrl-C to it until they are up.
 
     A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and the supervisor
-    would wait five seconds for its sign of life. Told to stop a second time, it tells them so too.
+    would wait five seconds for its sign of life.
     """
 
     def init_processes(self) -> None:
@@ -117,18 +116,12 @@ class Workers(Multiprocess):
             sock.close()
 
     def join_all(self) -> None:
-        """Wait for the workers to end."""
+        """Wait for the workers to end; told to stop a second time, end them."""
         for process in self.processes:
             while process.process.is_alive():
                 process.process.join(0.1)
                 if self.signal_queue:
-                    self.signal_queue.clear()
-                    self._hurry()
-
-    def _hurry(self) -> None:
-        for process in self.processes:
-            if process.process.is_alive():
-                os.kill(cast(int, process.pid), signal.SIGINT)  # uvicorn's server takes a second SIGINT for "at once"
+                    process.process.kill()
 
 
 def announce(settings: Settings, sock: socket.socket) -> None:

@@ -1,6 +1,7 @@
 """A body that waits: in memory as far as it is short, on disk beyond."""
 
 import asyncio
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -40,7 +41,7 @@ class Spool:
             if not self._rewound:
                 self._rewound = True
                 await self._flush()
-                self._file.seek(0)
+                await asyncio.to_thread(self._file.seek, 0)
             return await asyncio.to_thread(self._file.read, IN_MEMORY)
         content, self._held = b"".join(self._held), []
         return content
@@ -51,12 +52,14 @@ class Spool:
         self.length = 0
         self._held = []
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take is written once more, and nobody wants it
+                self._file.close()
 
     async def _flush(self) -> None:
         content, self._held, self._holding = b"".join(self._held), [], 0
         if self._file is None:
-            self._file = await asyncio.to_thread(TemporaryFile)
+            # Not in a thread: if the client hung up meanwhile, a file that is made there would be nobody's to close.
+            self._file = TemporaryFile()  # noqa: SIM115  `close` closes it
         await asyncio.to_thread(self._file.write, content)
 
 

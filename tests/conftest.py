@@ -22,7 +22,10 @@ from tests.peers import PATIENCE, Peer, Upstream, connect
 CLIENT_KEY = "client-key-of-a-test"
 UPSTREAM_KEY = "sk-upstream-key-of-a-test"
 SWAP = {"OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_X_API_KEY": CLIENT_KEY}
-OURS = ("OXY_", "PROXY_", "OPENAI_", "SECURITY_KEY", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+OURS = (
+    *("OXY_", "PROXY_", "OPENAI_", "SECURITY_KEY", "DEFAULT_MODEL", "AZURE_"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

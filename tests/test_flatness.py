@@ -22,7 +22,7 @@ import pytest
 
 import proxy
 from tests.conftest import OURS
-from tests.peers import PATIENCE, answer, chunked, request
+from tests.peers import PATIENCE, Pairs, answer, chunked, request
 
 MEGABYTE = 2**20
 SIZES = {"fast": 300 * MEGABYTE, "httpx": 100 * MEGABYTE}  # by the way upstream; the first is everybody's
@@ -190,6 +190,54 @@ def test_a_slow_upstream_slows_the_client_and_costs_no_memory(stage: Stage) -> N
             pouring.result(PATIENCE)
             there.sendall(answer(201))
             assert head(client).startswith(b"HTTP/1.1 201 ")
+
+
+FORMS = 200 * MEGABYTE
+FORM = (b"Content-Type", b"multipart/form-data; boundary=cut")
+FILE = b'--cut\r\nContent-Disposition: form-data; name="file"; filename="a.mp3"\r\n\r\n'
+KEY_BEHIND = b'\r\n--cut\r\nContent-Disposition: form-data; name="openai_api_key"\r\n\r\nsk-form'
+END = b"\r\n--cut--\r\n"
+
+
+@pytest.mark.parametrize("stage", ["fast"], indirect=True)
+@pytest.mark.parametrize(
+    ("fields", "tail"),
+    [([], KEY_BEHIND + END), ([(b"Authorization", b"Bearer sk-form")], END)],
+    ids=["spooled, the key comes last", "streamed, the key is in a header"],
+)
+def test_a_form_of_200_megabytes_costs_no_memory(stage: Stage, fields: Pairs, tail: bytes) -> None:
+    before, files = stage.resident(), stage.process.num_fds()
+    length = (b"Content-Length", b"%d" % (len(FILE) + FORMS + len(tail)))
+    with stage.connect() as client, ThreadPoolExecutor() as pool:
+        client.settimeout(6 * PATIENCE)
+        client.sendall(request("POST", b"/openai/audio/transcriptions", [FORM, *fields, length]) + FILE)
+
+        def upload() -> None:
+            pour(client, 0, FORMS)
+            client.sendall(tail)
+
+        pouring = pool.submit(upload)
+        stage.listener.settimeout(6 * PATIENCE)  # a disk may be slow
+        with stage.accept() as there:
+            said = head(there)
+            assert b"authorization: Bearer sk-form\r\n" in said
+            most, size = stage.resident(), 0
+            end = b"0\r\n\r\n" if b"transfer-encoding: chunked\r\n" in said else b"--cut--\r\n"
+            last = b""
+            while not last.endswith(end):
+                piece = there.recv(MEGABYTE)
+                assert piece
+                size, last = size + len(piece), (last + piece)[-100:]
+                most = max(most, stage.resident()) if size % BURST < len(piece) else most
+            there.sendall(answer(headers=[(b"Connection", b"close")]))
+        assert head(client).startswith(b"HTTP/1.1 200 ")
+        pouring.result(PATIENCE)
+    assert size > FORMS
+    assert most - before < GROWTH
+    deadline = time.monotonic() + PATIENCE
+    while stage.process.num_fds() > files:  # the sockets close behind the answer
+        assert time.monotonic() < deadline, "a file or a socket was left open"
+        time.sleep(0.01)
 
 
 def test_a_thousand_events_reach_a_slow_reader_in_order(stage: Stage) -> None:

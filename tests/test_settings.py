@@ -44,6 +44,8 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", "1500", "connect_timeout", 1.5),
     ("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", "1000", "upstream_timeout", 1.0),
     ("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", "1000000", "upstream_max_timeout", 1000.0),
+    ("DEFAULT_MODEL", "gpt-5", "default_model", "gpt-5"),
+    ("PROXY_MAX_BODY_MB", "5", "max_body", 5 * 2**20),
     ("PROXY_KEEP_ALIVE_MS", "0.5", "keep_alive", 0.0005),
     ("PROXY_HEAD_TIMEOUT_MS", "500", "head_timeout", 0.5),
     ("PROXY_CLIENT_TIMEOUT_MS", "60000", "client_timeout", 60.0),
@@ -68,6 +70,7 @@ NO_PROXIES = ("proxy.example:3128", "ftp://proxy.example", "http://", "http://a:
 
 REFUSED = [
     *(("PROXY_WORKERS", text, NO_NUMBER) for text in ("0", "-1", "1.5", "two", "٣", "1 0")),
+    *(("PROXY_MAX_BODY_MB", text, NO_NUMBER) for text in ("0", "64MB")),
     *(("OXY_PORT", text, NO_PORT) for text in ("65536", "-1", "80.0", "http", "٣", "0x50", "8 0")),
     *(("PROXY_SHUTDOWN_GRACE_MS", text, NO_TIME) for text in ("0", "-1", "nan", "inf", "1e999", "30s")),
     *(("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", text, NO_TIME) for text in ("0", "ten")),
@@ -364,6 +367,10 @@ def test_the_mode_follows_from_the_keys(settings_of: SettingsOf, environ: dict[s
         ({"OPENAI_API_KEY": "u", "PROXY_OPEN": "1", "SECURITY_KEY": "c"}, "PROXY_OPEN=1 asks nobody for a key"),
         ({"PROXY_OPEN": "1", "PROXY_X_API_KEY": "c"}, "PROXY_OPEN=1 asks nobody for a key"),
         ({"OPENAI_API_KEY": "u", "PROXY_X_API_KEY": "c,u"}, "a client key is the same as OPENAI_API_KEY"),
+        (
+            {"OPENAI_PROXY_MAX_PARALLEL_REQUESTS": "1", "PROXY_WORKERS": "2"},
+            "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS",
+        ),
         ({"OPENAI_API_KEY": "u", "SECURITY_KEY": "u"}, "a client key is the same as OPENAI_API_KEY"),
     ],
 )

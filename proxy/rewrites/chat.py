@@ -36,7 +36,7 @@ def completion(members: Members) -> Members:
 def refuse_stream(members: Members) -> None:
     """Raise `BadRequest` if a stream is asked for, or if that cannot be told."""
     stream = members.get("stream")
-    if stream is None or stream.value in (None, False):
+    if stream is None or stream.value is None or stream.value is False:  # 0 equals False, and is none
         return
     if stream.value is not True:
         raise BadRequest("stream: true or false is expected")
@@ -54,7 +54,7 @@ def image_url(image: object) -> str:
     if url := image.get("url"):
         return str(url)
     data = image.get("base64") or ""
-    if data.startswith("data:"):
+    if data[:5].lower() == "data:":
         return str(data)
     data = "".join(data.split())  # base64 is often broken into lines
     if not data:

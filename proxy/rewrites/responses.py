@@ -44,11 +44,12 @@ OPERATIONS: tuple[tuple[re.Pattern[bytes], dict[str, Operation]], ...] = (
 def operations(path: bytes) -> dict[str, Operation]:
     """Return the operations that a raw path offers, by method: none where it is no path of this family.
 
-    An id with a slash or a dot segment in it, encoded or not, would name something else upstream.
+    An id with a slash or a dot segment in it, encoded or not, would name something else upstream; so would one that is
+    encoded twice, where it is decoded twice.
     """
     for pattern, offered in OPERATIONS:
         if found := pattern.fullmatch(path.removeprefix(PREFIX)):
-            return {} if any(_leads_away(unquote_to_bytes(id)) for id in found.groups()) else offered
+            return {} if any(map(_leads_away, found.groups())) else offered
     return {}
 
 
@@ -58,4 +59,7 @@ def target(path: bytes) -> bytes:
 
 
 def _leads_away(id: bytes) -> bool:
-    return b"/" in id or b"\\" in id or id in (b".", b"..")
+    plain = unquote_to_bytes(id)
+    # Some servers cut `;parameters` from a segment before they resolve it.
+    is_dots = plain.partition(b";")[0] in (b".", b"..")
+    return is_dots or b"/" in plain or b"\\" in plain or unquote_to_bytes(plain) != plain
