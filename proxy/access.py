@@ -18,7 +18,8 @@ CREDENTIALS = frozenset((b"authorization", b"api-key"))
 class Access:
     """The check at the door, by the mode that the settings put in force (see `Settings.mode`).
 
-    `withheld` are the (lower-case) names of fields that never go upstream in this mode.
+    `withheld` are the (lower-case) names of fields that never go upstream in this mode. `signs` tells whether calls go
+    on with the proxy's own credentials.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -27,7 +28,8 @@ class Access:
         self._defaults: Pairs = []
         self.withheld: frozenset[bytes] = frozenset()
         self._field = settings.key_field
-        if settings.mode in ("swap", "open"):
+        self.signs = settings.mode in ("swap", "open")
+        if self.signs:
             self.withheld = CREDENTIALS
             if settings.openai_api_key:
                 self._signature = self.presented([(b"authorization", b"Bearer " + settings.openai_api_key.encode())])

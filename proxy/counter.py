@@ -40,7 +40,7 @@ class Counter:
             admitted = self._access.admit(downstream.headers, own.keys())
         except Unauthorized:
             return False
-        return any(name in CREDENTIALS for name, _ in admitted + self._access.signature([]) + own.credentials())
+        return self._access.signs or any(name in CREDENTIALS for name, _ in admitted + own.credentials())
 
     def admit(self, downstream: Downstream, own: Own, complaint: Failure | None) -> Pairs:
         """Return the fields of an admitted request. Raises `Forbidden`, and then the complaint about its body."""

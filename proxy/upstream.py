@@ -21,6 +21,7 @@ import httpx
 
 from proxy.azure import placing
 from proxy.dial import Resuming
+from proxy.entra import Entra
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Call, Exchange, Sink, Timeouts
 from proxy.headers import first
@@ -76,6 +77,7 @@ class Upstream:
         self._host = (b"host", target.authority.encode())
         self._prefix = target.path.encode()
         self._azure = placing(settings)
+        self._entra = Entra(settings.entra_scope) if settings.upstream_auth == "entra" else None
         self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
         self._timeouts = Timeouts(
             connect=settings.connect_timeout,
@@ -92,6 +94,8 @@ class Upstream:
         """
         if self._azure is not None:
             await self._azure.place(call)
+        if self._entra is not None and first(call.headers, b"authorization") is None:
+            call.headers = [*call.headers, (b"authorization", b"Bearer " + await self._entra.token())]
         while call.idempotent and exchange.retries < RETRIES:
             try:
                 answer = await self._open(call)
@@ -123,6 +127,8 @@ class Upstream:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._bank.aclose()
+        if self._entra is not None:
+            await self._entra.aclose()
 
     def _place(self, target: bytes) -> bytes:
         """Put the target's own path before the request's, but never its last segment twice.
