@@ -19,6 +19,7 @@ from typing import Protocol, cast
 
 import httpx
 
+from proxy.access import CREDENTIALS
 from proxy.azure import placing
 from proxy.dial import Resuming
 from proxy.entra import Entra
@@ -94,7 +95,7 @@ class Upstream:
         """
         if self._azure is not None:
             await self._azure.place(call)
-        if self._entra is not None and first(call.headers, b"authorization") is None:
+        if self._entra is not None and not any(name in CREDENTIALS for name, _ in call.headers):
             call.headers = [*call.headers, (b"authorization", b"Bearer " + await self._entra.token())]
         while call.idempotent and exchange.retries < RETRIES:
             try:
