@@ -96,7 +96,8 @@ class Settings:
     @property
     def key_field(self) -> bytes:
         """The field that carries the upstream's key."""
-        azure = self.upstream_auth == "auto" and self.target.is_azure
+        # Under `entra` there is one too: that which a convenience request brings along.
+        azure = self.upstream_auth in ("auto", "entra") and self.target.is_azure
         return b"api-key" if azure or self.upstream_auth == "api-key" else b"authorization"
 
 
@@ -108,6 +109,7 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
     reader = Reader(environ, folder)
     take = reader.take
     default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", values.milliseconds, 600.0)
+    longest = take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
     settings = Settings(
         target=reader.one_of("OXY_TARGET", "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", parse=values.target)
         or values.target(DEFAULT_TARGET),
@@ -126,10 +128,7 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         cors_origins=take("PROXY_CORS_ORIGINS", values.listed, ("*",)),
         connect_timeout=take("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", values.milliseconds, 30.0),
         upstream_timeout=default_timeout,
-        # A maximum below the default is raised to it.
-        upstream_max_timeout=max(
-            default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
-        ),
+        upstream_max_timeout=max(default_timeout, longest),  # one below the default is raised to it
         max_parallel=take("OPENAI_PROXY_MAX_PARALLEL_REQUESTS", values.at_least_one, None),
         default_model=take("DEFAULT_MODEL", str, "gpt-4o-mini"),
         max_body=take("PROXY_MAX_BODY_MB", values.megabytes, 64 * values.MEGABYTE),
@@ -166,9 +165,10 @@ def outbound_proxy(reader: "Reader", target: Target) -> str | None:
 def contradictions(settings: Settings) -> Iterator[str]:
     """Yield what is wrong with settings that are each fine alone."""
     if settings.mode == "open" and not settings.open:
+        name = "OPENAI_API_KEY" if settings.openai_api_key else "PROXY_UPSTREAM_AUTH"
         yield (
-            "OPENAI_API_KEY is set, but no client key: anyone who reaches the port could spend it. "
-            "Set PROXY_X_API_KEY (or SECURITY_KEY) to what clients shall show; or OPENAI_API_KEY= (empty) to let each "
+            f"{name} is set, but no client key: anyone who reaches the port could spend what it opens. "
+            f"Set PROXY_X_API_KEY (or SECURITY_KEY) to what clients shall show; or {name}= (empty) to let each "
             "client's own key through; or PROXY_OPEN=1 if anyone may"
         )
     if settings.open and settings.client_keys:
@@ -186,6 +186,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "PROXY_AZURE=deployments needs OPENAI_API_VERSION, such as 2024-10-21: it goes into every call's query"
     if settings.azure_deployments and settings.azure != "deployments":
         yield "PROXY_AZURE_DEPLOYMENTS is for PROXY_AZURE=deployments alone: set that, or remove it"
+    if settings.azure != "off" and settings.target.path.endswith("/v1"):
+        yield "PROXY_AZURE makes the paths, and the target ends in /v1 already: end it at the host, or leave that off"
     if settings.upstream_auth == "entra" and settings.openai_api_key:
         yield "PROXY_UPSTREAM_AUTH=entra takes the place of a key: remove OPENAI_API_KEY or AZURE_OPENAI_API_KEY"
     if points_at_itself(settings.target, settings.port):

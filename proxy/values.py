@@ -46,7 +46,7 @@ class Target:
     @property
     def is_azure(self) -> bool:
         """Whether it is a resource of Azure."""
-        return self.host.lower().endswith(AZURE_HOSTS)
+        return self.host.lower().removesuffix(".").endswith(AZURE_HOSTS)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}{self.path}"
@@ -195,7 +195,7 @@ def azure(text: str) -> Azure:
 def upstream_auth(text: str) -> UpstreamAuth:
     """Read how the upstream is shown its key."""
     match text.lower():
-        case "entra" if find_spec("azure.identity") is None:
+        case "entra" if find_spec("azure") is None or find_spec("azure.identity") is None:
             raise ValueError("entra takes one more package: pip install 'oxy-proxy[azure]'")
         case "auto" | "bearer" | "api-key" | "entra" as word:
             return word
