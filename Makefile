@@ -56,6 +56,7 @@ format: .venv/.dev  ## format the code, sort its imports, apply ruff's safe fixe
 lock: .venv/.made  ## pin in requirements/ the newest versions that pyproject.toml allows
 	@$(call install,requirements/lock.txt)
 	@$(call compile,pyproject.toml,run)
+	@$(call compile,pyproject.toml --extra azure --constraints requirements/run.txt,azure)
 	@$(call compile,--group pyproject.toml:build,build)
 	@$(call compile,--group pyproject.toml:lock,lock)
 	@$(call compile,pyproject.toml --group dev --constraints requirements/run.txt,dev)

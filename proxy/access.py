@@ -18,7 +18,8 @@ CREDENTIALS = frozenset((b"authorization", b"api-key"))
 class Access:
     """The check at the door, by the mode that the settings put in force (see `Settings.mode`).
 
-    `withheld` are the (lower-case) names of fields that never go upstream in this mode.
+    `withheld` are the (lower-case) names of fields that never go upstream in this mode. `signs` tells whether calls go
+    on with the proxy's own credentials.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -26,9 +27,12 @@ class Access:
         self._signature: Pairs = []
         self._defaults: Pairs = []
         self.withheld: frozenset[bytes] = frozenset()
-        if settings.openai_api_key:
+        self._field = settings.key_field
+        self.signs = settings.mode in ("swap", "open")
+        if self.signs:
             self.withheld = CREDENTIALS
-            self._signature = [(b"authorization", b"Bearer " + settings.openai_api_key.encode())]
+            if settings.openai_api_key:
+                self._signature = self.presented([(b"authorization", b"Bearer " + settings.openai_api_key.encode())])
             for name, value in (
                 (b"openai-project", settings.openai_project),
                 (b"openai-organization", settings.openai_organization),
@@ -59,6 +63,15 @@ class Access:
         if not self._defaults:
             return self._signature
         return self._signature + [pair for pair in self._defaults if first(pairs, pair[0]) is None]
+
+    def presented(self, pairs: Pairs) -> Pairs:
+        """Return credentials so that the upstream takes them: Azure's resources want a key in a field of its own."""
+        if self._field == b"authorization":
+            return pairs
+        return [
+            (self._field, value.removeprefix(b"Bearer ")) if name == b"authorization" else (name, value)
+            for name, value in pairs
+        ]
 
     def is_client_key(self, given: bytes) -> bool:
         """Tell whether this is one of the client keys."""

@@ -40,7 +40,7 @@ class Counter:
             admitted, _ = self._access.admit(downstream.headers, own.keys())
         except Unauthorized:
             return False
-        return any(name in CREDENTIALS for name, _ in admitted + self._access.signature([]) + own.credentials())
+        return self._access.signs or any(name in CREDENTIALS for name, _ in admitted + own.credentials())
 
     def admit(self, exchange: Exchange, downstream: Downstream, own: Own, complaint: Failure | None) -> Pairs:
         """Return the fields of an admitted request. Raises `Forbidden`, and then the complaint about its body."""
@@ -75,7 +75,7 @@ class Counter:
         """Return the fields with the request's own credentials, and ours where it has no key."""
         theirs = {name for name, _ in own}
         if b"authorization" in theirs:  # our project and organization are none of that key's
-            return [pair for pair in pairs if pair[0] not in theirs | CREDENTIALS] + own
+            return [pair for pair in pairs if pair[0] not in theirs | CREDENTIALS] + self._access.presented(own)
         pairs = [pair for pair in pairs if pair[0] not in theirs] + own
         return pairs + self._access.signature(pairs)
 

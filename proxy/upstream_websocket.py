@@ -60,6 +60,7 @@ class WebSocketUpstream:
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._target = settings.target
         self._place = upstream.place
+        self._prepare = upstream.prepare
         self._proxy = settings.outbound_proxy
         self._max_size = settings.websocket_max
         self._connect_timeout, self._timeout = settings.connect_timeout, settings.upstream_timeout
@@ -67,6 +68,7 @@ class WebSocketUpstream:
 
     async def open(self, call: Call, subprotocols: list[bytes]) -> "Remote":
         """Open a session with what the call says. Raises `Refused` or `Failure`."""
+        await self._prepare(call)
         offered = [Subprotocol(item.decode("latin-1")) for item in subprotocols] or None
         # Path and query together, as they are: the library would put them together anew.
         uri = WebSocketURI(

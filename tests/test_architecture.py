@@ -23,14 +23,17 @@ FLOORS = (
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry figures tables"),
+    ("ground: calls for Azure, and tokens", "azure entra"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
     ("the wire: one connection that speaks WebSocket", "upgrade"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
     (
         "rooms",
-        "access cors downstream endpoints history ledger lines metrics recall tap transport upstream veil workspace",
+        "access cors downstream endpoints history ledger lines metrics recall tap through_httpx transport veil "
+        "workspace",
     ),
+    ("the far bank", "upstream"),
     ("what is read from the history, and what writes it", "books report"),
     ("which request becomes which call", "routes"),
     ("the convenience routes: what they share", "counter"),
@@ -52,9 +55,10 @@ DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
     "httptools": ("connection protocol", "parses answers and requests"),
     "httpx": (
-        "connection pool transport upstream app",
+        "connection pool through_httpx transport upstream app",
         "the way upstream; app names the type of a transport and no more",
     ),
+    "azure": ("entra", "finds an identity and gets its tokens; an extra"),
     "python_multipart": ("rewrites", "reads a form as it streams in"),
     "prometheus_client": ("metrics", "how Prometheus spells what it reads"),
     "uvicorn": (
@@ -89,6 +93,7 @@ WITHOUT_A_TWIN = {
     "request": "test_protocol says what it refuses",
     "usage": "test_tap reads each shape of the API through it",
     "downstream_websocket": "what it says to a client is heard on the wire: test_websocket",
+    "through_httpx": "whatever has a `way` goes through it too: test_upstream, test_relay, test_faults",
     "values": "test_settings puts every kind of text through it",
 }
 

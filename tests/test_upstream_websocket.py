@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 from websockets.utils import accept_key
 
@@ -210,7 +211,8 @@ async def test_behind_an_outbound_proxy_a_redirect_is_the_clients_to_follow(star
 
 async def test_a_socks_proxy_without_its_package_says_which(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
-    monkeypatch.setattr("proxy.upstream.httpx.AsyncHTTPTransport", lambda **_: None)
+    plain = httpx.AsyncHTTPTransport
+    monkeypatch.setattr("proxy.through_httpx.httpx.AsyncHTTPTransport", lambda **_: plain())
     status, _, message = await told(start, OXY_TARGET="https://api.example", ALL_PROXY="socks5://127.0.0.1:1")
     assert (status, message) == (
         502,
