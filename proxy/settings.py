@@ -69,6 +69,7 @@ class Settings:
     history_days: int = 30
     websockets: bool = True
     websocket_max: int = 64 * 1024 * 1024
+    access_token: str | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -81,7 +82,7 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """All that nobody may read."""
-        return (*self.client_keys, *([self.openai_api_key] if self.openai_api_key else ()))
+        return (*self.client_keys, *(key for key in (self.openai_api_key, self.access_token) if key))
 
     def changed(self) -> Iterator[str]:
         """Yield the settings that are not at their defaults, as `name=value`; of a secret only that there is one."""
@@ -152,6 +153,7 @@ def chosen(reader: "Reader") -> Settings:
         log_format=take("PROXY_LOG_FORMAT", values.log_format, "json"),
         history=take("PROXY_HISTORY", Path, None),
         history_days=take("PROXY_HISTORY_DAYS", values.at_least_one, 30),
+        access_token=take("ACCESS_TOKEN", values.key, None),
         notes=tuple(reader.notes()),
     )
 

@@ -12,6 +12,7 @@ from threading import Thread
 import pytest
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from proxy import demo
@@ -71,9 +72,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
-    """Serve these settings in this loop, with the configuration that the command line uses."""
+async def running(settings: Settings, app: ASGIApp | None = None) -> AsyncIterator[Running]:
+    """Serve these settings in this loop, with the configuration that the command line uses; or a part of the whole."""
     config = configure(settings)
+    if app is not None:
+        config.app = lambda: app
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
     lifespan = config.lifespan_class(config)

@@ -23,15 +23,17 @@ FLOORS = (
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry tables"),
+    ("ground: how things are shown", "fresh markup readable"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
     ("the wire: one connection that speaks WebSocket", "upgrade"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
     (
         "rooms",
-        "access cors downstream endpoints history ledger lines metrics recall tap transport upstream veil workspace",
+        "access cors downstream endpoints history ledger lines login metrics ratelimit recall tap transport upstream "
+        "veil workspace",
     ),
-    ("what is read from the history, and what writes it", "books report"),
+    ("what is read from the history, and what writes it", "books charts report"),
     ("which request becomes which call", "routes"),
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),
@@ -39,7 +41,9 @@ FLOORS = (
     ("the two banks of a WebSocket", "downstream_websocket upstream_websocket"),
     ("the life of an exchange", "gateway"),
     ("the life of an exchange over WebSocket", "websocket"),
-    ("pages of our own", "pages"),
+    ("parts of our pages", "overview shell"),
+    ("pages of our own", "board pages runtime"),
+    ("the operator's pages together", "console"),
     ("wiring", "app"),
     ("serving", "server"),
     ("the command line", "__main__"),
@@ -63,12 +67,13 @@ DOORS = {
     ),
     "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (
-        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket pages app demo",
+        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket login ratelimit board pages runtime "
+        "console app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
 # the hot path is plain ASGI
-TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket"}
+TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket ratelimit"}
 
 # One reason to exist, and left whole.
 LONGER = {"connection": (370, "the states of a connection"), "protocol": (460, "the states of a connection")}
