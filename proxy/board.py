@@ -24,6 +24,7 @@ from proxy.recall import NoHistory, Recall
 from proxy.shell import Shell
 
 CLASSES = ("2xx", "3xx", "4xx", "5xx", "none")
+EVENTS = "text/event-stream"
 TURN = 1.0  # seconds between two looks into the history
 SILENCE = 15  # turns after which a stream says that it is alive
 OVERVIEW_LIFE = 2.0  # seconds
@@ -89,6 +90,8 @@ class Board:
 
     async def live(self, request: Request) -> Response:
         """Return the stream of what is new since the entry `after`, or since the one that a broken stream came to."""
+        if request.method == "HEAD":
+            return Response(media_type=EVENTS)
         given = request.headers.get("last-event-id") or request.query_params.get("after", "")
         after = int(given) if given.isascii() and given.isdigit() and len(given) < 16 else 0
         return EventStream(self._events(request, Filters.of(request), after))
@@ -170,7 +173,7 @@ class EventStream(Response):
     """A response that goes on until its events end. A client that hangs up has its task cancelled by the server."""
 
     def __init__(self, events: AsyncIterator[bytes]) -> None:
-        super().__init__(media_type="text/event-stream")
+        super().__init__(media_type=EVENTS)
         del self.headers["content-length"]
         self._events = events
 

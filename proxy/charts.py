@@ -36,9 +36,9 @@ CHARTS = (
     Chart(
         title="Average time",
         series=[
-            Series(name="to the first byte", style="a", value=lambda row: row["average_first_byte"] or 0),
+            Series(name="first byte", style="a", value=lambda row: row["average_first_byte"] or 0),
             Series(
-                name="from then on",
+                name="the rest",
                 style="b",
                 value=lambda row: max(0, (row["average"] or 0) - (row["average_first_byte"] or 0)),
             ),

@@ -49,7 +49,7 @@ class Overview:
             ("Errors", count(totals["errors"]), share(totals["errors"], totals["requests"])),
             ("Overloads", count(totals["overloads"]), ""),
             ("Cancellations", count(totals["cancellations"]), ""),
-            ("Bytes", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
+            ("Bytes out", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
         ]
 
 

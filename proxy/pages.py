@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 NO_STORE = {"cache-control": "no-store"}
 PAGE_HEADERS = {
     "vary": "Accept",
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
 }
 

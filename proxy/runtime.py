@@ -58,10 +58,7 @@ def effective(settings: Settings) -> dict[str, str]:
     chosen = {}
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if not field.repr:
-            chosen[field.name] = _masked(value)
-        else:
-            chosen[field.name] = _told(value)
+        chosen[field.name] = _told(value) if field.repr else _masked(value)
     return chosen
 
 
@@ -74,6 +71,8 @@ def _masked(value: Any) -> str:
 def _told(value: Any) -> str:
     if value is None or value == ():
         return NOT_SET
+    if isinstance(value, float):  # a time
+        return f"{value:g} s"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

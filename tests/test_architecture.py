@@ -90,6 +90,8 @@ WITHOUT_A_TWIN = {
     "app": "wiring: every test on a socket goes through it",
     "counter": "what it makes of a request is heard on the wire: test_objects and test_forms",
     "codings": "test_tap sends each coding through it, and what is none",
+    "overview": "test_board reads its figures on the page",
+    "shell": "it is around each page that test_console and test_board ask for",
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
     "usage": "test_tap reads each shape of the API through it",
