@@ -67,8 +67,8 @@ DOORS = {
     ),
     "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (
-        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket login ratelimit board pages runtime "
-        "console app demo",
+        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket login ratelimit board pages "
+        "runtime console app demo",
         "ASGI's types; what our pages are made of",
     ),
 }

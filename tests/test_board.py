@@ -151,17 +151,7 @@ async def test_an_entry_shows_all_that_is_written_down_of_it(desk: Desk) -> None
     usage = Usage(input=5, output=7)
     desk.history.write([written(began=0.0, model="m", duration=1.5, first_byte=0.5, usage=usage, bytes_out=2000)])
     (row,) = Seen(await shown(desk)).rows
-    for text in (
-        "1970-01-01",
-        "00:00:00.000",
-        "200",
-        "POST",
-        "/v1/responses",
-        "1.5 s",
-        "500 ms",
-        "2 kB",
-        '"timeout_source"',
-    ):
+    for text in ("1970-01-01", "00:00:00.000", "200", "POST", "/v1/responses", "1.5 s", "500 ms", "2 kB", "default"):
         assert text in row
 
 

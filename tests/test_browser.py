@@ -6,13 +6,16 @@ Whatever a page does besides, each of these tests fails if it complains in the c
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import BrowserContext, ConsoleMessage, Page, async_playwright, expect
+import pytest_asyncio
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright, expect
 
 from proxy import board
+from proxy.settings import load
+from tests.conftest import desk_of
 from tests.desk import TOKEN, Desk
 from tests.test_board import HOSTILE
 from tests.test_history import written
@@ -22,7 +25,10 @@ PATIENCE = 10_000  # milliseconds
 # Chromium says of every error status that a resource failed to load; that of the form is meant.
 MEANT = "Failed to load resource: the server responded with a status of 403 (Forbidden)"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt install chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt install chromium)"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 Open = Callable[..., Awaitable[Page]]
 
@@ -63,36 +69,50 @@ NAMELESS = """() => [
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 
 
-@pytest.fixture
-async def open_page(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
-    """Open a page in a window of its own."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One for all tests: to start it takes longer than any of them."""
+    sandbox = [] if os.getuid() else ["--no-sandbox"]  # it refuses to run as root otherwise
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    """The operator's pages, in the browser's loop and in a hurry."""
     monkeypatch.setattr(board, "TURN", 0.05)
     monkeypatch.setattr(board, "OVERVIEW_LIFE", 0.05)
+    async with desk_of(load({"ACCESS_TOKEN": TOKEN}, None), tmp_path / "history.sqlite") as desk:
+        yield desk
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_page(desk: Desk, browser: Browser) -> AsyncIterator[Open]:
+    """Open a page in a window of its own, where nobody has logged in yet."""
     complaints: list[str] = []
     asked: set[str] = set()
+    windows: list[BrowserContext] = []
 
     def hear(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and message.text != MEANT:
             complaints.append(message.text)
 
-    async with AsyncExitStack() as closing:
-        playwright = await closing.enter_async_context(async_playwright())
-        sandbox = [] if os.getuid() else ["--no-sandbox"]  # it refuses to run as root otherwise
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        closing.push_async_callback(browser.close)
+    async def open_page(path: str, *, let_in: bool = True, **facts: Any) -> Page:
+        windows.append(await browser.new_context(**facts))
+        windows[-1].set_default_timeout(PATIENCE)
+        page = await windows[-1].new_page()
+        page.on("console", hear)
+        page.on("pageerror", lambda problem: complaints.append(str(problem)))
+        page.on("request", lambda request: asked.add(request.url))
+        token = f"{'&' if '?' in path else '?'}access_token={TOKEN}" if let_in else ""
+        await page.goto(f"{desk.proxy.url}{path}{token}")
+        return page
 
-        async def open_page(path: str, *, let_in: bool = True, **window: Any) -> Page:
-            context: BrowserContext = await browser.new_context(**window)
-            context.set_default_timeout(PATIENCE)
-            page = await context.new_page()
-            page.on("console", hear)
-            page.on("pageerror", lambda problem: complaints.append(str(problem)))
-            page.on("request", lambda request: asked.add(request.url))
-            token = f"{'&' if '?' in path else '?'}access_token={TOKEN}" if let_in else ""
-            await page.goto(f"{desk.proxy.url}{path}{token}")
-            return page
-
-        yield open_page
+    yield open_page
+    for window in windows:
+        await window.close()
     assert not complaints
     assert all(url.startswith(f"{desk.proxy.url}/") for url in asked), asked
 
