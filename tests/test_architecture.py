@@ -34,7 +34,7 @@ FLOORS = (
         "veil workspace",
     ),
     ("what is read from the history, and what writes it", "books charts report"),
-    ("which request becomes which call", "routes"),
+    ("which request becomes which call", "probe routes"),
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),
     ("the convenience routes: their table", "convenience"),

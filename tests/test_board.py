@@ -5,14 +5,17 @@ import json
 import re
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy import board
+from proxy.app import under_way
 from proxy.usage import Usage
-from tests.desk import BEARER, Desk
-from tests.peers import Peer
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start
+from tests.desk import BEARER, TOKEN, Desk
+from tests.peers import Peer, Upstream, answer, request
 from tests.test_history import written
 
 HOSTILE = "</td><script>alert(1)</script>\x1b[31m\r\n\x00\u202e\"'&$path"
@@ -241,3 +244,36 @@ async def test_a_stream_whose_reader_is_gone_ends(desk: Desk) -> None:
     await next_event(client, "overview")
     client.abort()
     await asyncio.sleep(0.05)  # that no task is left is asserted when the server ends
+
+
+async def test_what_passed_and_what_is_in_flight_is_on_the_page_and_no_secret_is(
+    start: Start, upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.says(answer(headers=[(b"X-Request-Id", b"sk-planted-by-the-upstream")]))
+    planted = "/v1/responses?api_key=sk-planted-in-the-query"
+    async with start(**SWAP, ACCESS_TOKEN=TOKEN, PROXY_HISTORY=str(tmp_path / "history.sqlite")) as proxy:
+        client = await proxy.connect()
+        fields = [(b"X-API-Key", CLIENT_KEY.encode()), (b"X-Request-Id", b"sk-planted-by-the-client")]
+        await client.say(request("POST", planted.encode(), fields, b"{}"))
+        await client.hear()
+        page = ""
+        async with asyncio.timeout(10):
+            while "/v1/responses" not in page:  # the ledger writes a few times a second
+                await client.say(request("GET", b"/log", [BEARER]))
+                page = (await client.hear()).body.decode()
+                await asyncio.sleep(0.05)
+        await client.say(request("GET", b"/debug/runtime", [BEARER]), request("GET", b"/metrics", [BEARER]))
+        others = [(await client.hear()).body.decode() for _ in range(2)]
+    assert "<dt>In flight</dt><dd>0<small>at most 1</small>" in page
+    for text in (page, *others):
+        for secret in ("planted", CLIENT_KEY, UPSTREAM_KEY, TOKEN):
+            assert secret not in text
+
+
+async def test_of_several_workers_only_what_is_in_flight_now_is_known(start: Start) -> None:
+    async with start(ACCESS_TOKEN=TOKEN, PROXY_WORKERS="2") as proxy:
+        client = await proxy.connect()
+        await client.say(request("GET", b"/log", [BEARER]))
+        heard = await client.hear()
+    assert (heard.status, b"is not a history" in heard.body) == (503, True), "there is none without a file"
+    assert under_way(lambda: b"# HELP\noxy_exchanges_in_flight 3.0\n", ()) == (3, None)
