@@ -5,7 +5,7 @@ JOBS   ?= auto
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run dev check fuzz soak bench format lock clean gone
+.PHONY: help demo run dev check browser fuzz soak bench format lock clean gone
 .NOTPARALLEL:
 
 V   := .venv/bin
@@ -40,6 +40,9 @@ check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the
 	step tests $(V)/python -m pytest -n $(JOBS) --timeout 120 --cov --cov-report=term $(ARGS); \
 	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
 
+browser: .venv/.dev  ## test the operator's pages in Chromium (Debian: apt install chromium); check does so where it is installed
+	@exec $(V)/python -m pytest -rs --timeout 120 tests/test_browser.py $(ARGS)
+
 fuzz: .venv/.dev  ## throw mutated answers and forms at the parsers for a minute
 	@exec $(V)/python -m tests.load.fuzz $(ARGS)
 
@@ -70,7 +73,7 @@ define RESTART
 import glob, os, shlex, sys, watchfiles
 watchfiles.run_process(
     ".", *glob.glob("proxy/**/", recursive=True), recursive=False, target=shlex.join(sys.argv[1:]), sigint_timeout=3,
-    watch_filter=lambda _, path: path.endswith((".py", ".html", ".env", ".env.local")),
+    watch_filter=lambda _, path: path.endswith((".py", ".html", ".css", ".js", ".env", ".env.local")),
     callback=lambda changes: print("== changed:", *sorted({os.path.relpath(path) for _, path in changes}), flush=True),
 )
 endef

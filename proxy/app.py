@@ -1,7 +1,10 @@
 """The application: builds each object once and wires them."""
 
 import gc
+import os
+from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -9,11 +12,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy import pages
 from proxy.access import Access
 from proxy.books import Books
+from proxy.console import PROBES, Limited, operator_pages
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
 from proxy.guard import Guard, share
 from proxy.metrics import Reading
+from proxy.overview import InFlight
+from proxy.probe import Probe
+from proxy.recall import Recall
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.upstream import Upstream
@@ -24,6 +31,8 @@ from proxy.websocket import WebSockets
 # Exchanges at once, where no bound for all together is set.
 MOST_RELAYED = 1024
 MOST_SHAPED = 32
+
+NOWHERE = Path(os.devnull)  # a history that is none, and the pages say so
 
 
 class Front:
@@ -86,6 +95,16 @@ def readings(upstream: Upstream, relayed: Guard, shaped: Guard) -> list[Reading]
     return found
 
 
+def under_way(exposition: Callable[[], bytes], guards: Collection[Guard]) -> InFlight:
+    """Return how many exchanges are in flight in all workers, and where there are guards how many there can have been.
+
+    What each of two guards had at most it may have had at another time.
+    """
+    lines = exposition().splitlines()
+    now = next(float(line.split()[-1]) for line in lines if line.startswith(b"oxy_exchanges_in_flight "))
+    return InFlight(int(now), sum(guard.most for guard in guards) if guards else None)
+
+
 def spare_the_collector() -> None:
     """Let the garbage collector forget what lives as long as the process, and come rarely.
 
@@ -111,9 +130,18 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     relayed = Guard(share(total or MOST_RELAYED, settings.workers))
     shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
     books = Books(settings, readings(upstream, relayed, shaped))
+    exposition = books.metrics.exposition
+    in_flight = partial(under_way, exposition, () if settings.workers > 1 else {relayed, shaped})
     ours = Gateway(convenience, upstream, shaped, veil, books.ledger)
     front = Front(
-        at={b"/": pages.welcome(settings), b"/health": pages.health(), **dict.fromkeys(convenience.paths, ours)},
+        at={
+            b"/": pages.welcome(settings),
+            b"/health": Limited(pages.health(), PROBES),
+            **operator_pages(
+                settings, Recall(settings.history or NOWHERE), exposition, Probe(upstream, access), in_flight
+            ),
+            **dict.fromkeys(convenience.paths, ours),
+        },
         below=(convenience.prefix, ours),
         relay=Gateway(relay, upstream, relayed, veil, books.ledger),
         websockets=WebSockets(

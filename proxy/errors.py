@@ -105,7 +105,7 @@ class Unauthorized(Failure):
 
 
 class Forbidden(Failure):
-    """A convenience route was called with no client key or a wrong one."""
+    """A convenience route was called with no client key or a wrong one, or an operator's page without its token."""
 
     status, type, code, result = 403, "forbidden", "OPENAI_PROXY_FORBIDDEN", "forbidden"
 
@@ -132,6 +132,16 @@ class MethodNotAllowed(Failure):
     def __init__(self, message: str, *, allow: str) -> None:
         super().__init__(message)
         self.headers = [(b"allow", allow.encode())]
+
+
+class RateLimited(Failure):
+    """One client address asked for a page too often; `retry_after` is in seconds."""
+
+    status, type, code, result = 429, "rate_limited", "OPENAI_PROXY_RATE_LIMITED", "validation_error"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.headers = [(b"retry-after", str(retry_after).encode())]
 
 
 class Overloaded(Failure):

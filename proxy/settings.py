@@ -76,6 +76,7 @@ class Settings:
     history_days: int = 30
     websockets: bool = True
     websocket_max: int = 64 * 1024 * 1024
+    access_token: str | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,7 +89,7 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """All that nobody may read."""
-        return (*self.client_keys, *([self.openai_api_key] if self.openai_api_key else ()))
+        return (*self.client_keys, *(key for key in (self.openai_api_key, self.access_token) if key))
 
     def changed(self) -> Iterator[str]:
         """Yield the settings that are not at their defaults, as `name=value`; of a secret only that there is one."""
@@ -170,6 +171,7 @@ def chosen(reader: "Reader") -> Settings:
         azure_deployments=take("PROXY_AZURE_DEPLOYMENTS", values.pairs, NO_PAIRS),
         upstream_auth=take("PROXY_UPSTREAM_AUTH", values.upstream_auth, "auto"),
         entra_scope=take("PROXY_ENTRA_SCOPE", values.key, ENTRA_SCOPE),
+        access_token=take("ACCESS_TOKEN", values.key, None),
         notes=tuple(reader.notes()),
     )
 

@@ -24,25 +24,28 @@ FLOORS = (
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry figures tables"),
     ("ground: calls for Azure, and tokens", "azure entra"),
+    ("ground: how things are shown", "fresh markup readable"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
     ("the wire: one connection that speaks WebSocket", "upgrade"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
     (
         "rooms",
-        "access cors downstream endpoints history ledger lines metrics recall tap through_httpx transport veil "
-        "workspace",
+        "access cors downstream endpoints history ledger lines login metrics ratelimit recall tap through_httpx "
+        "transport veil workspace",
     ),
     ("the far bank", "upstream"),
-    ("what is read from the history, and what writes it", "books report"),
-    ("which request becomes which call", "routes"),
+    ("what is read from the history, and what writes it", "books charts report"),
+    ("which request becomes which call", "probe routes"),
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),
     ("the convenience routes: their table", "convenience"),
     ("the two banks of a WebSocket", "downstream_websocket upstream_websocket"),
     ("the life of an exchange", "gateway"),
     ("the life of an exchange over WebSocket", "websocket"),
-    ("pages of our own", "pages"),
+    ("parts of our pages", "overview shell"),
+    ("pages of our own", "board pages runtime"),
+    ("the operator's pages together", "console"),
     ("wiring", "app"),
     ("serving", "server"),
     ("the command line", "__main__"),
@@ -67,12 +70,13 @@ DOORS = {
     ),
     "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (
-        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket pages app demo",
+        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket login ratelimit board pages "
+        "runtime console app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
 # the hot path is plain ASGI
-TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket"}
+TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket ratelimit"}
 
 # One reason to exist, and left whole.
 LONGER = {"connection": (370, "the states of a connection"), "protocol": (460, "the states of a connection")}
@@ -89,6 +93,8 @@ WITHOUT_A_TWIN = {
     "app": "wiring: every test on a socket goes through it",
     "counter": "what it makes of a request is heard on the wire: test_objects and test_forms",
     "codings": "test_tap sends each coding through it, and what is none",
+    "overview": "test_board reads its figures on the page",
+    "shell": "it is around each page that test_console and test_board ask for",
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
     "usage": "test_tap reads each shape of the API through it",

@@ -61,6 +61,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("PROXY_HISTORY_DAYS", "7", "history_days", 7),
     ("PROXY_WEBSOCKETS", "off", "websockets", False),
     ("PROXY_WEBSOCKET_MAX_MB", "1", "websocket_max", 1024 * 1024),
+    ("ACCESS_TOKEN", "letmein", "access_token", "letmein"),
     ("OXY_TRANSPORT", "HTTPX", "transport", "httpx"),
     ("OXY_HTTP2", "1", "http2", True),
     ("AZURE_OPENAI_ENDPOINT", "https://c.example/", "target", Target(scheme="https", host="c.example", port=443)),
