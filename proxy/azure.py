@@ -189,11 +189,10 @@ class InObject:
             self.model = _read(string)
 
     def _end_member(self) -> None:
-        """Note that a model which has ended and was no string is none."""
-        if self._depth == 1:
-            if self._name == "model":
-                self.model = ""
-            self._name, self._last = "", bytearray()
+        """Note that a model which has ended, or has members of its own, and was no string is none."""
+        if self._name == "model":
+            self.model = ""
+        self._name, self._last = "", bytearray()
 
 
 def _read(string: bytearray) -> str:
