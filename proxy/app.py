@@ -16,21 +16,24 @@ from proxy.console import PROBES, Limited, operator_pages
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
-from proxy.guard import Guard, share
+from proxy.guard import Budget, Guard, share
+from proxy.include_usage import IncludeUsage
 from proxy.metrics import Reading
 from proxy.overview import InFlight
 from proxy.probe import Probe
 from proxy.recall import Recall
-from proxy.routes import Relay
+from proxy.routes import Relay, Route
 from proxy.settings import Settings
 from proxy.upstream import Upstream
 from proxy.upstream_websocket import WebSocketUpstream
+from proxy.values import MEGABYTE
 from proxy.veil import Veil
 from proxy.websocket import WebSockets
 
 # Exchanges at once, where no bound for all together is set.
 MOST_RELAYED = 1024
 MOST_SHAPED = 32
+MOST_LOOKED_INTO = 512 * MEGABYTE  # of bodies at once, for PROXY_INCLUDE_USAGE
 
 NOWHERE = Path(os.devnull)  # a history that is none, and the pages say so
 
@@ -132,7 +135,11 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     books = Books(settings, readings(upstream, relayed, shaped))
     exposition = books.metrics.exposition
     in_flight = partial(under_way, exposition, () if settings.workers > 1 else {relayed, shaped})
-    ours = Gateway(convenience, upstream, shaped, veil, books.ledger)
+    timing = settings.server_timing
+    relaying: Route = relay
+    if settings.include_usage:
+        relaying = IncludeUsage(relay, limit=settings.max_body, budget=Budget(MOST_LOOKED_INTO))
+    ours = Gateway(convenience, upstream, shaped, veil, books.ledger, timing=timing)
     front = Front(
         at={
             b"/": pages.welcome(settings),
@@ -143,7 +150,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             **dict.fromkeys(convenience.paths, ours),
         },
         below=(convenience.prefix, ours),
-        relay=Gateway(relay, upstream, relayed, veil, books.ledger),
+        relay=Gateway(relaying, upstream, relayed, veil, books.ledger, timing=timing),
         websockets=WebSockets(
             settings,
             access,

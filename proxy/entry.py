@@ -192,13 +192,14 @@ def as_json(known: Exchange, counts: Mapping[str, int]) -> str:
     key = "" if known.key is None else f',"key":"{known.key}"'
     failure = "" if known.failure is None else f',"failure":{quoted(known.failure)}'
     detail = "" if known.detail is None else f',"detail":{quoted(known.detail)}'
+    added = "" if known.usage_added is None else f',"usage_added":{TRUTH[known.usage_added]}'
     talk = "" if known.messages_in is None else _talk(known)
     return (
         f'{{"time":"{moment(known.began)}","id":"{known.id}"{incoming_id}{upstream_id},"route":"{known.route}"'
         f',"method":"{known.method}","path":"{known.path}"{model},"stream":{TRUTH[known.stream]}{status}'
         f',"result":"{known.result}"{_timeout(known.timeout, known.timeout_source, known.timed_out)}'
         f',"duration":{seconds(known.duration)}{first_byte}{upstream_wait}'
-        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{spent},"retries":{known.retries}'
+        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{spent}{added},"retries":{known.retries}'
         f',"overloaded":{TRUTH[known.overloaded]},"cancelled":{TRUTH[known.cancelled]}{key}{failure}{detail}}}'
     )
 

@@ -34,6 +34,7 @@ class Exchange:
       timed_out       what took too long, where something did: "connect", "head", "idle"
       failure, detail what went wrong, in words for the client and in words for the operator
       key             the name of the client key, never the key
+      usage_added     true where the proxy asked for the usage, and kept it from the client
       messages_in, messages_out, close_code    of a WebSocket: what came from the client, went to it, and ended it
     """
 
@@ -67,6 +68,7 @@ class Exchange:
     messages_in: int | None = None
     messages_out: int | None = None
     close_code: int | None = None
+    usage_added: bool | None = None
 
     def elapsed(self) -> float:
         """Return how long it has been going on."""

@@ -18,6 +18,7 @@ from proxy.errors import DownstreamClosed, Failure, Unforeseen
 from proxy.exchange import Call, Exchange, Request, new_id
 from proxy.guard import Guard
 from proxy.headers import first
+from proxy.include_usage import WithoutUsage
 from proxy.ledger import Ledger
 from proxy.routes import Route
 from proxy.tap import Tap
@@ -35,12 +36,15 @@ log = logging.getLogger("oxy")
 class Gateway:
     """An ASGI endpoint that takes exchanges of one route through their stages."""
 
-    def __init__(self, route: Route, upstream: Upstream, guard: Guard, veil: Veil, ledger: Ledger) -> None:
+    def __init__(
+        self, route: Route, upstream: Upstream, guard: Guard, veil: Veil, ledger: Ledger, *, timing: bool = False
+    ) -> None:
         self._route = route
         self._upstream = upstream
         self._guard = guard
         self._veil = veil
         self._ledger = ledger
+        self._timing = timing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request to the upstream and its answer back. Every failure meets here."""
@@ -80,7 +84,11 @@ class Gateway:
             self._veil.over_head(answer)
             if answer.status >= 400:
                 answer = await self._veil.over_body(answer)
-            if call.retell is None:
+            if self._timing:
+                answer.headers = [*answer.headers, server_timing(exchange)]
+            if exchange.usage_added and tap.streams:
+                await downstream.relay(exchange, WithoutUsage(answer, tap.hear), Tap([]))
+            elif call.retell is None:
                 await downstream.relay(exchange, answer, tap)
             else:
                 await downstream.relay(exchange, await retold(answer, call.retell, tap.hear), Tap([]))
@@ -89,6 +97,13 @@ class Gateway:
             await answer.close()
             if call.method == "POST":  # what is only fetched again was counted when it was made
                 exchange.usage, exchange.model = tap.told(complete=answer.complete)
+
+
+def server_timing(exchange: Exchange) -> tuple[bytes, bytes]:
+    """Return the field that tells a client, in milliseconds, how long it waited for whom (w3.org/TR/server-timing)."""
+    upstream = exchange.upstream_wait or 0.0
+    proxy = exchange.elapsed() - upstream
+    return (b"server-timing", b"proxy;dur=%.3f, upstream;dur=%.3f" % (proxy * 1000, upstream * 1000))
 
 
 def understood(exchange: Exchange, problem: Exception) -> Failure:

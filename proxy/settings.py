@@ -71,6 +71,8 @@ class Settings:
     upstream_auth: UpstreamAuth = "auto"
     entra_scope: str = ENTRA_SCOPE
     outbound_proxy: str | None = field(default=None, repr=False)  # it may hold a password
+    server_timing: bool = False
+    include_usage: bool = False
     log_format: LogFormat = "json"
     history: Path | None = None
     history_days: int = 30
@@ -163,6 +165,8 @@ def chosen(reader: "Reader") -> Settings:
         websocket_max=take("PROXY_WEBSOCKET_MAX_MB", values.megabytes, 64 * 1024 * 1024),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
+        server_timing=take("PROXY_SERVER_TIMING", values.switch, False),
+        include_usage=take("PROXY_INCLUDE_USAGE", values.switch, False),
         log_format=take("PROXY_LOG_FORMAT", values.log_format, "json"),
         history=take("PROXY_HISTORY", Path, None),
         history_days=take("PROXY_HISTORY_DAYS", values.at_least_one, 30),

@@ -41,6 +41,7 @@ FLOORS = (
     ("the convenience routes: by what they take", "forms objects"),
     ("the convenience routes: their table", "convenience"),
     ("the two banks of a WebSocket", "downstream_websocket upstream_websocket"),
+    ("a route that asks for more", "include_usage"),
     ("the life of an exchange", "gateway"),
     ("the life of an exchange over WebSocket", "websocket"),
     ("parts of our pages", "overview shell"),

@@ -58,6 +58,7 @@ def full(**changes: Any) -> Exchange:
         messages_in=3,
         messages_out=40,
         close_code=1000,
+        usage_added=True,
     )
     return dataclasses.replace(known, **changes)
 
@@ -90,7 +91,7 @@ def test_a_line_of_json_is_written_as_recorded() -> None:
         '"stream":true,"status":200,"result":"success","timeout":600.0,"timeout_source":"default","duration":1.5,'
         '"first_byte":0.25,"upstream_wait":0.2499,"bytes_in":812,"bytes_out":20480,'
         '"messages_in":3,"messages_out":40,"close_code":1000,'
-        '"tokens":{"input":120,"cached":20,"output":30,"total":150,"output_audio":5},"retries":1,'
+        '"tokens":{"input":120,"cached":20,"output":30,"total":150,"output_audio":5},"usage_added":true,"retries":1,'
         '"overloaded":false,"cancelled":false,"key":"team-a"}'
     )
 

@@ -1,6 +1,7 @@
 """Where every failure meets: what nobody foresaw is told to the log, and to the client only that it happened."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -293,6 +294,20 @@ async def test_a_refusal_for_want_of_a_slot_is_an_overload(start: Start, upstrea
         assert (await refused.hear()).status == 503
     overloads = [entry for entry in Recall(history).newest() if entry["overloaded"]]
     assert [(entry["status"], entry["result"]) for entry in overloads] == [(503, "proxy_overloaded")]
+
+
+@pytest.mark.parametrize(("wanted", "told"), [("1", True), ("0", False)])
+async def test_how_long_it_took_is_told_where_it_is_wanted(
+    start: Start, upstream: Upstream, wanted: str, told: bool
+) -> None:
+    upstream.says(answer(headers=[(b"Server-Timing", b"model;dur=5")]))
+    async with start(PROXY_SERVER_TIMING=wanted) as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        theirs, *ours = (await client.hear()).all(b"server-timing")
+    assert theirs == b"model;dur=5"
+    assert bool(ours) == told
+    assert all(re.fullmatch(rb"proxy;dur=\d+\.\d{3}, upstream;dur=\d+\.\d{3}", value) for value in ours)
 
 
 class Present:
