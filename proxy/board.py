@@ -1,7 +1,7 @@
 """`/log` and `/log_errors`: totals, charts, the newest entries, and a stream of Server-Sent Events that keeps them new.
 
-All of it comes from the history, which all workers share, so that it does not matter which of them is asked. Whatever
-reads the file does so in a thread.
+All of it comes from the history, which all workers share, so that it does not matter which of them is asked. What
+reads the file and makes HTML of it does so in a thread, so that no exchange waits for it.
 """
 
 import asyncio
@@ -70,22 +70,9 @@ class Board:
         title = "Errors" if self._failed else "Log"
         try:
             overview = await self._overview()
-            entries, routes, models = await asyncio.to_thread(self._read, filters)
+            content = await asyncio.to_thread(self._content, filters, overview)
         except NoHistory as problem:
             return HTMLResponse(self._shell.notice(title, str(problem), at=self._path), 503)
-        latest = entries[0]["number"] if entries else 0
-        content = self._log(
-            overview=overview,
-            live=f"{self._path}/live?{filters.query()}",
-            after=latest,
-            path=self._path,
-            routes=self._options(routes, filters.route),
-            statuses=self._options(CLASSES, filters.status),
-            models=self._options(models, None),
-            model=filters.model or "",
-            request_id=filters.request_id or "",
-            entries=self._rows(entries) or self._none(),
-        )
         return HTMLResponse(self._shell(title, content, at=self._path, script="board.js"))
 
     async def live(self, request: Request) -> Response:
@@ -102,13 +89,13 @@ class Board:
             said = []
             try:
                 overview = await self._overview()
-                entries = await asyncio.to_thread(self._newest, filters, after)
+                latest, rows = await asyncio.to_thread(self._newest, filters, after)
             except NoHistory as problem:
-                overview, entries = shown, []
+                overview, latest, rows = shown, after, NOTHING
                 said.append(event("trouble", str(problem)))
-            if entries:
-                after = entries[0]["number"]
-                said.append(event("entries", {"count": len(entries), "html": self._rows(entries)}, after))
+            if rows:
+                after = latest
+                said.append(event("entries", rows, latest))
             if overview != shown:
                 shown = overview
                 said.append(event("overview", overview))
@@ -119,21 +106,33 @@ class Board:
             yield b"".join(said)
             await asyncio.sleep(TURN)
 
-    def _read(self, filters: Filters) -> tuple[list[Facts], list[str], list[str]]:
+    def _content(self, filters: Filters, overview: Html) -> Html:
         routes, models = ([row["of"] for row in self._recall.usage(by) if row["of"]] for by in ("route", "model"))
-        return self._newest(filters, 0), routes, models
+        latest, rows = self._newest(filters, 0)
+        return self._log(
+            overview=overview,
+            live=f"{self._path}/live?{filters.query()}",
+            after=latest,
+            path=self._path,
+            routes=self._options(routes, filters.route),
+            statuses=self._options(CLASSES, filters.status),
+            models=self._options(models, None),
+            model=filters.model or "",
+            request_id=filters.request_id or "",
+            entries=rows or self._none(),
+        )
 
-    def _newest(self, filters: Filters, after: int) -> list[Facts]:
-        return self._recall.newest(after=after, failed=self._failed, **asdict(filters))
+    def _newest(self, filters: Filters, after: int) -> tuple[int, Html]:
+        """Return the rows of what came after that number, and the number that they come to."""
+        entries = self._recall.newest(after=after, failed=self._failed, **asdict(filters))
+        rows = joined(*(self._entry(**shown(facts)) for facts in entries))
+        return (entries[0]["number"] if entries else after), rows
 
     def _options(self, values: Sequence[str], chosen: str | None) -> Html:
         # A route that was chosen and has no entry is still the one that was chosen.
         known = values if chosen is None or chosen in values else (*values, chosen)
         marks = {True: Html(" selected"), False: NOTHING}
         return joined(*(self._option(value=value, selected=marks[value == chosen]) for value in known))
-
-    def _rows(self, entries: Sequence[Facts]) -> Html:
-        return joined(*(self._entry(**shown(facts)) for facts in entries))
 
 
 def shown(facts: Facts) -> dict[str, Any]:

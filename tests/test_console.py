@@ -191,3 +191,10 @@ async def test_all_who_ask_within_ten_seconds_share_one_call_upstream(desk: Desk
 async def test_the_upstream_is_not_asked_for_one_without_the_token(desk: Desk) -> None:
     await desk.get(b"/health2")
     assert desk.asked == 0
+
+
+@pytest.mark.parametrize("target", [b"/log", b"/log_errors", b"/debug/runtime", b"/metrics", b"/health2"])
+async def test_a_slash_at_the_end_leads_to_the_page_and_never_upstream(desk: Desk, target: bytes) -> None:
+    for query in (b"", b"?route=a%2Fb"):
+        heard = await desk.get(target + b"/" + query)
+        assert (heard.status, heard.get(b"location")) == (308, target + query)

@@ -26,7 +26,7 @@ function listen() {
   source.addEventListener("trouble", (event) => say(JSON.parse(event.data), "off"));
 }
 
-function add(number, { html }) {
+function add(number, html) {
   after = number;
   rows.querySelector(".none")?.remove();
   rows.insertAdjacentHTML("afterbegin", html);
