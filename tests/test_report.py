@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.__main__ import main
 from proxy.history import History
 from proxy.recall import NoHistory
 from proxy.report import usage
@@ -78,3 +79,28 @@ def test_what_cannot_be_understood_ends_with_status_2(
 def test_without_a_history_it_says_how_to_keep_one() -> None:
     with pytest.raises(NoHistory, match="set PROXY_HISTORY"):
         usage([], None)
+
+
+def test_the_command_line_prints_what_a_history_tells(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PROXY_HISTORY", str(file))
+    assert main(["usage", "--by", "key"]) == 0
+    assert "team" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["oxy", "usage", "--json"])
+    assert main() == 0
+    assert "another-model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status", "words"),
+    [("PROXY_HISTORY", "", 1, "PROXY_HISTORY"), ("PROXY_HISTORY_DAYS", "many", 2, "PROXY_HISTORY_DAYS")],
+)
+def test_where_there_is_none_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str, status: int, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main(["usage"]) == status
+    told = capsys.readouterr().err
+    assert told.startswith("oxy usage: ")
+    assert words in told
