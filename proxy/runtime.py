@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -76,6 +77,7 @@ def _told(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of what this process is made of."""
     return {
