@@ -1,14 +1,17 @@
 ARG PYTHON=3.13
+# azure: with what PROXY_UPSTREAM_AUTH=entra takes
+ARG REQUIREMENTS=run
 
 # The workshop: what is downloaded is checked against the hashes in requirements/. Nothing here stays but /opt/oxy.
 FROM python:${PYTHON}-slim AS workshop
+ARG REQUIREMENTS
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-COPY requirements/build.txt requirements/run.txt requirements/
+COPY requirements/build.txt requirements/${REQUIREMENTS}.txt requirements/
 RUN python -m venv --without-pip /opt/oxy \
-    && python -m pip --python /opt/oxy/bin/python install --require-hashes -r requirements/run.txt \
+    && python -m pip --python /opt/oxy/bin/python install --require-hashes -r requirements/${REQUIREMENTS}.txt \
     && python -m pip install --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY proxy proxy

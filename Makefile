@@ -5,7 +5,7 @@ JOBS   ?= auto
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run dev check fuzz soak bench format lock clean gone
+.PHONY: help demo run dev check browser fuzz soak bench format lock clean gone
 .NOTPARALLEL:
 
 V   := .venv/bin
@@ -40,6 +40,9 @@ check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the
 	step tests $(V)/python -m pytest -n $(JOBS) --timeout 120 --cov --cov-report=term $(ARGS); \
 	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
 
+browser: .venv/.dev  ## test the operator's pages in Chromium (Debian: apt install chromium); check does so where it is installed
+	@exec $(V)/python -m pytest -rs --timeout 120 tests/test_browser.py $(ARGS)
+
 fuzz: .venv/.dev  ## throw mutated answers and forms at the parsers for a minute
 	@exec $(V)/python -m tests.load.fuzz $(ARGS)
 
@@ -56,6 +59,7 @@ format: .venv/.dev  ## format the code, sort its imports, apply ruff's safe fixe
 lock: .venv/.made  ## pin in requirements/ the newest versions that pyproject.toml allows
 	@$(call install,requirements/lock.txt)
 	@$(call compile,pyproject.toml,run)
+	@$(call compile,pyproject.toml --extra azure --constraints requirements/run.txt,azure)
 	@$(call compile,--group pyproject.toml:build,build)
 	@$(call compile,--group pyproject.toml:lock,lock)
 	@$(call compile,pyproject.toml --group dev --constraints requirements/run.txt,dev)
@@ -69,7 +73,7 @@ define RESTART
 import glob, os, shlex, sys, watchfiles
 watchfiles.run_process(
     ".", *glob.glob("proxy/**/", recursive=True), recursive=False, target=shlex.join(sys.argv[1:]), sigint_timeout=3,
-    watch_filter=lambda _, path: path.endswith((".py", ".html", ".env", ".env.local")),
+    watch_filter=lambda _, path: path.endswith((".py", ".html", ".css", ".js", ".env", ".env.local")),
     callback=lambda changes: print("== changed:", *sorted({os.path.relpath(path) for _, path in changes}), flush=True),
 )
 endef

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from proxy import __version__
+from proxy.recall import NoHistory
+from proxy.report import usage
 from proxy.server import CannotListen, listen, local_url, serve
 from proxy.settings import BadSettings, load
 
@@ -19,6 +21,9 @@ OPTIONS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the proxy; return its exit status: 0 after an ordered stop, 1 if it cannot listen, 2 for bad settings."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["usage"]:
+        return tell_usage(arguments[1:])
     options = parser().parse_args(arguments)
     if options.demo and options.target:
         parser().error("--demo brings a target of its own: leave --target out")
@@ -38,12 +43,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def tell_usage(arguments: list[str]) -> int:
+    """Print who used how many tokens; return the exit status: 1 where there is no history to read."""
+    try:
+        print(usage(arguments, load(os.environ, Path.cwd()).history))
+    except (BadSettings, NoHistory) as problem:
+        print(f"oxy usage: {problem}", file=sys.stderr)
+        return 2 if isinstance(problem, BadSettings) else 1
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     described = argparse.ArgumentParser(
         prog="oxy",
         description="A transparent streaming reverse proxy for the OpenAI API. "
-        "Settings come from the environment, .env.local and .env; options override them.",
+        "Settings come from the environment, .env.local and .env; options override them. "
+        "`oxy usage` tells who used how many tokens (`oxy usage --help`).",
     )
     for option, (name, text) in OPTIONS.items():
         described.add_argument(f"--{option}", metavar=option.upper(), help=f"{text}; overrides {name}")

@@ -1,24 +1,41 @@
 """The application: builds each object once and wires them."""
 
 import gc
+import os
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
 
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import pages
 from proxy.access import Access
+from proxy.books import Books
+from proxy.console import PROBES, Limited, operator_pages
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
-from proxy.guard import Guard, share
-from proxy.routes import Relay
+from proxy.guard import Budget, Guard, share
+from proxy.include_usage import IncludeUsage
+from proxy.metrics import Reading
+from proxy.overview import InFlight
+from proxy.probe import Probe
+from proxy.recall import Recall
+from proxy.routes import Relay, Route
 from proxy.settings import Settings
 from proxy.upstream import Upstream
+from proxy.upstream_websocket import WebSocketUpstream
+from proxy.values import MEGABYTE
 from proxy.veil import Veil
+from proxy.websocket import WebSockets
 
 # Exchanges at once, where no bound for all together is set.
 MOST_RELAYED = 1024
 MOST_SHAPED = 32
+MOST_LOOKED_INTO = 512 * MEGABYTE  # of bodies at once, for PROXY_INCLUDE_USAGE
+
+NOWHERE = Path(os.devnull)  # a history that is none, and the pages say so
 
 
 class Front:
@@ -28,17 +45,29 @@ class Front:
     """
 
     def __init__(
-        self, *, at: dict[bytes, ASGIApp], below: tuple[bytes, ASGIApp], relay: ASGIApp, upstream: Upstream
+        self,
+        *,
+        at: dict[bytes, ASGIApp],
+        below: tuple[bytes, ASGIApp],
+        relay: ASGIApp,
+        websockets: ASGIApp,
+        upstream: Upstream,
+        books: Books,
     ) -> None:
         self._at = at
         self._prefix, self._below = below
         self._relay = relay
+        self._websockets = websockets
         self._upstream = upstream
+        self._books = books
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, by path."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._websockets(scope, receive, send)
             return
         path: bytes = scope["raw_path"]
         app = self._at.get(path) or (self._below if path.startswith(self._prefix) else self._relay)
@@ -46,11 +75,37 @@ class Front:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        self._books.open()
         spare_the_collector()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._upstream.aclose()
+        await self._books.aclose()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def readings(upstream: Upstream, relayed: Guard, shaped: Guard) -> list[Reading]:
+    """Return what is read whenever somebody asks for it."""
+    guards = {"relay": relayed, "convenience": shaped} if shaped is not relayed else {"all": relayed}
+    found = [
+        Reading(gauge="oxy_exchanges_in_flight", read=lambda: sum(guard.busy for guard in guards.values())),
+        Reading(gauge="oxy_upstream_connections_open", read=lambda: upstream.connections[0]),
+        Reading(gauge="oxy_upstream_connections_idle", read=lambda: upstream.connections[1]),
+    ]
+    for name, guard in guards.items():
+        found.append(Reading(gauge="oxy_slots", read=partial(getattr, guard, "limit"), guard=name))
+        found.append(Reading(gauge="oxy_slots_taken", read=partial(getattr, guard, "busy"), guard=name))
+    return found
+
+
+def under_way(exposition: Callable[[], bytes], guards: Collection[Guard]) -> InFlight:
+    """Return how many exchanges are in flight in all workers, and where there are guards how many there can have been.
+
+    What each of two guards had at most it may have had at another time.
+    """
+    lines = exposition().splitlines()
+    now = next(float(line.split()[-1]) for line in lines if line.startswith(b"oxy_exchanges_in_flight "))
+    return InFlight(int(now), sum(guard.most for guard in guards) if guards else None)
 
 
 def spare_the_collector() -> None:
@@ -77,11 +132,35 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     total = settings.max_parallel
     relayed = Guard(share(total or MOST_RELAYED, settings.workers))
     shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
-    ours = Gateway(convenience, upstream, shaped, veil)
+    books = Books(settings, readings(upstream, relayed, shaped))
+    exposition = books.metrics.exposition
+    in_flight = partial(under_way, exposition, () if settings.workers > 1 else {relayed, shaped})
+    timing = settings.server_timing
+    relaying: Route = relay
+    if settings.include_usage:
+        relaying = IncludeUsage(relay, limit=settings.max_body, budget=Budget(MOST_LOOKED_INTO))
+    ours = Gateway(convenience, upstream, shaped, veil, books.ledger, timing=timing)
     front = Front(
-        at={b"/": pages.welcome(settings), b"/health": pages.health(), **dict.fromkeys(convenience.paths, ours)},
+        at={
+            b"/": pages.welcome(settings),
+            b"/health": Limited(pages.health(), PROBES),
+            **operator_pages(
+                settings, Recall(settings.history or NOWHERE), exposition, Probe(upstream, access), in_flight
+            ),
+            **dict.fromkeys(convenience.paths, ours),
+        },
         below=(convenience.prefix, ours),
-        relay=Gateway(relay, upstream, relayed, veil),
+        relay=Gateway(relaying, upstream, relayed, veil, books.ledger, timing=timing),
+        websockets=WebSockets(
+            settings,
+            access,
+            relay,
+            WebSocketUpstream(settings, upstream),
+            guard=relayed,
+            veil=veil,
+            ledger=books.ledger,
+        ),
         upstream=upstream,
+        books=books,
     )
     return Cors(front, settings.cors_origins)

@@ -37,15 +37,15 @@ class Counter:
     def ready(self, downstream: Downstream, own: Own) -> bool:
         """Tell whether header and query say enough for a call: the client's key, and one for the upstream."""
         try:
-            admitted = self._access.admit(downstream.headers, own.keys())
+            admitted, _ = self._access.admit(downstream.headers, own.keys())
         except Unauthorized:
             return False
-        return any(name in CREDENTIALS for name, _ in admitted + self._access.signature([]) + own.credentials())
+        return self._access.signs or any(name in CREDENTIALS for name, _ in admitted + own.credentials())
 
-    def admit(self, downstream: Downstream, own: Own, complaint: Failure | None) -> Pairs:
+    def admit(self, exchange: Exchange, downstream: Downstream, own: Own, complaint: Failure | None) -> Pairs:
         """Return the fields of an admitted request. Raises `Forbidden`, and then the complaint about its body."""
         try:
-            admitted = self._access.admit(downstream.headers, own.keys())
+            admitted, exchange.key = self._access.admit(downstream.headers, own.keys())
         except Unauthorized:
             why = f": none could be read. {complaint}" if complaint is not None and not own.keys() else ""
             raise Forbidden(f"The security_key is missing or wrong{why}") from None
@@ -75,7 +75,7 @@ class Counter:
         """Return the fields with the request's own credentials, and ours where it has no key."""
         theirs = {name for name, _ in own}
         if b"authorization" in theirs:  # our project and organization are none of that key's
-            return [pair for pair in pairs if pair[0] not in theirs | CREDENTIALS] + own
+            return [pair for pair in pairs if pair[0] not in theirs | CREDENTIALS] + self._access.presented(own)
         pairs = [pair for pair in pairs if pair[0] not in theirs] + own
         return pairs + self._access.signature(pairs)
 

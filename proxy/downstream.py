@@ -17,6 +17,12 @@ from proxy.exchange import Answer, Exchange, Sink
 from proxy.headers import inbound
 
 
+class Tap(Protocol):
+    """What hears a copy of the answer."""
+
+    def hear(self, piece: bytes) -> None: ...
+
+
 class Line(Protocol):
     """The client's connection, as far as an exchange knows it."""
 
@@ -66,27 +72,50 @@ class Downstream:
         """Whether the client has hung up."""
         return self._line.gone
 
-    async def relay(self, exchange: Exchange, answer: Answer) -> None:
-        """Pass on the answer: its head, then what comes as it comes, then what came with its end."""
+    async def relay(self, exchange: Exchange, answer: Answer, tap: Tap) -> None:
+        """Pass on the answer: its head, then what comes as it comes, then what came with its end; the tap hears it."""
         if self.upload is not None:
             self.upload.drop()  # an answer that comes before the upload's end ends it
-        await self._begin(answer.status, inbound(answer.headers) + _ids(exchange), hold=answer.complete)
+        exchange.status = answer.status
+        await self._begin(answer.status, inbound(answer.headers) + exchange.ids, hold=answer.complete)
+        exchange.first_byte = exchange.elapsed()
         if not answer.complete:
-            await answer.pour(self._sink)
-        await self._send({"type": "http.response.body", "body": answer.take(), "more_body": False})
+            await answer.pour(Copied(self._sink, exchange, tap))
+        rest = answer.take()
+        exchange.bytes_out += len(rest)
+        await self._send({"type": "http.response.body", "body": rest, "more_body": False})
+        tap.hear(rest)
 
     async def refuse(self, exchange: Exchange, failure: Failure) -> None:
         """Answer with a failure, or, once the head has gone, leave the answer torn: never finish what broke."""
         if self.started or isinstance(failure, DownstreamClosed):
             return
+        exchange.status = failure.status
         body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
         content = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._begin(failure.status, content + failure.headers + _ids(exchange), hold=True)
+        await self._begin(failure.status, content + failure.headers + exchange.ids, hold=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers, "hold": hold})
+
+
+class Copied:
+    """A sink that counts what goes through it, and lets a tap hear it after it has gone on."""
+
+    def __init__(self, sink: Sink, exchange: Exchange, tap: Tap) -> None:
+        self._push = sink.push
+        self.drain = sink.drain
+        self._exchange = exchange
+        self._hear = tap.hear
+
+    def push(self, piece: bytes) -> bool:
+        """Pass on a piece."""
+        room = self._push(piece)
+        self._exchange.bytes_out += len(piece)
+        self._hear(piece)
+        return room
 
 
 def has_body(fields: Fields) -> bool:
@@ -101,6 +130,7 @@ class Upload:
         self._receive = receive
         self._more = True
         self._dropping: asyncio.Task[None] | None = None
+        self.size = 0  # bytes that have come
         self.length = int(fields[b"content-length"]) if b"transfer-encoding" not in fields else None
 
     async def read(self) -> bytes:
@@ -110,8 +140,9 @@ class Upload:
             if message["type"] == "http.disconnect":
                 raise DownstreamClosed("the client hung up during its upload")
             self._more = message.get("more_body", False)
-            if body := message.get("body"):
-                return cast(bytes, body)
+            if body := cast(bytes, message.get("body")):
+                self.size += len(body)
+                return body
         return b""
 
     def drop(self) -> None:
@@ -123,10 +154,3 @@ class Upload:
         while self._more:
             message = await self._receive()
             self._more = message.get("more_body", False)
-
-
-def _ids(exchange: Exchange) -> Pairs:
-    ids = [(b"x-proxy-request-id", exchange.id.encode())]
-    if exchange.incoming_id is not None:
-        ids.append((b"x-incoming-request-id", exchange.incoming_id.encode("latin-1")))
-    return ids

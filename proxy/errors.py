@@ -6,10 +6,23 @@ library's exception, which may quote a header or a body.
 """
 
 import json
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 Pairs = list[tuple[bytes, bytes]]
 Fields = dict[bytes, bytes]  # the same by name, the first of several
+
+# The one word for how an exchange ended.
+Result = Literal[
+    "success",
+    "validation_error",
+    "forbidden",
+    "proxy_overloaded",
+    "upstream_api_error",
+    "upstream_timeout",
+    "upstream_transport",
+    "client_cancelled",
+    "internal_error",
+]
 
 
 class Failure(Exception):
@@ -28,7 +41,7 @@ class Failure(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
     code: ClassVar[str] = "OPENAI_PROXY_INTERNAL"
-    result: ClassVar[str] = "internal_error"
+    result: ClassVar[Result] = "internal_error"
     detail = ""
     headers: Pairs = []  # noqa: RUF012  replaced, never changed
 
@@ -44,6 +57,16 @@ class BadRequest(Failure):
     """The request cannot be sent on, or is not one at all."""
 
     status, type, code, result = 400, "invalid_request_error", "OPENAI_PROXY_BAD_REQUEST", "validation_error"
+
+
+class UpgradeRequired(BadRequest):
+    """The client offers to speak WebSocket where it is not spoken, or in another version (RFC 9110 15.5.22)."""
+
+    status = 426
+
+    def __init__(self, message: str, *, headers: Pairs) -> None:
+        super().__init__(message)
+        self.headers = headers
 
 
 class RequestTimeout(BadRequest):
@@ -82,7 +105,7 @@ class Unauthorized(Failure):
 
 
 class Forbidden(Failure):
-    """A convenience route was called with no client key or a wrong one."""
+    """A convenience route was called with no client key or a wrong one, or an operator's page without its token."""
 
     status, type, code, result = 403, "forbidden", "OPENAI_PROXY_FORBIDDEN", "forbidden"
 
@@ -109,6 +132,16 @@ class MethodNotAllowed(Failure):
     def __init__(self, message: str, *, allow: str) -> None:
         super().__init__(message)
         self.headers = [(b"allow", allow.encode())]
+
+
+class RateLimited(Failure):
+    """One client address asked for a page too often; `retry_after` is in seconds."""
+
+    status, type, code, result = 429, "rate_limited", "OPENAI_PROXY_RATE_LIMITED", "validation_error"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.headers = [(b"retry-after", str(retry_after).encode())]
 
 
 class Overloaded(Failure):

@@ -1,11 +1,13 @@
 """The nouns that pass between the two banks: the exchange as it is known, the call as it goes out, the answer."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import getrandbits
 from typing import Literal, Protocol
 
-from proxy.errors import Pairs
+from proxy.errors import Fields, Pairs, Result
+from proxy.usage import Usage
 
 TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
 
@@ -19,8 +21,21 @@ def new_id() -> str:
 class Exchange:
     """One request and its answer as they pass through: the only mutable record, and it holds no secret.
 
-    `path` is as the client sent it, without its query. `incoming_id` is the client's own `X-Request-Id`. `timeout` is
-    how many seconds the upstream has for the head and for each silence, None where it is the setting.
+    Once it is entered in the ledger nobody changes it any more. Times are seconds, but for `began`, the time of day.
+
+      route           the name of the route, never a path
+      path            as the client sent it, without its query
+      incoming_id     the client's own `X-Request-Id`
+      status          of the answer, 499 where nobody was left to hear one
+      result          the one word for how it ended; what nobody has judged is a fault of ours
+      first_byte      from `began` until the head of the answer went to the client
+      upstream_wait   from the call going out until the upstream's head
+      timeout         in force for the head and for each silence; `timeout_source` is where it comes from
+      timed_out       what took too long, where something did: "connect", "head", "idle"
+      failure, detail what went wrong, in words for the client and in words for the operator
+      key             the name of the client key, never the key
+      usage_added     true where the proxy asked for the usage, and kept it from the client
+      messages_in, messages_out, close_code    of a WebSocket: what came from the client, went to it, and ended it
     """
 
     id: str
@@ -28,9 +43,44 @@ class Exchange:
     path: str
     incoming_id: str | None = None
     route: str = "relay"
+    began: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.perf_counter)
+    status: int | None = None
+    result: Result = "internal_error"
     timeout: float | None = None
     timeout_source: TimeoutSource = "default"
+    timed_out: str | None = None
+    stream: bool = False
+    model: str | None = None
+    first_byte: float | None = None
+    duration: float = 0.0
+    upstream_wait: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    upstream_id: str | None = None
+    usage: Usage | None = None
     retries: int = 0
+    overloaded: bool = False
+    cancelled: bool = False
+    failure: str | None = None
+    detail: str | None = None
+    key: str | None = None
+    messages_in: int | None = None
+    messages_out: int | None = None
+    close_code: int | None = None
+    usage_added: bool | None = None
+
+    def elapsed(self) -> float:
+        """Return how long it has been going on."""
+        return time.perf_counter() - self.clock
+
+    @property
+    def ids(self) -> Pairs:
+        """The fields by which a client finds this exchange again."""
+        ids = [(b"x-proxy-request-id", self.id.encode())]
+        if self.incoming_id is not None:
+            ids.append((b"x-incoming-request-id", self.incoming_id.encode("latin-1")))
+        return ids
 
 
 class Body(Protocol):
@@ -41,6 +91,21 @@ class Body(Protocol):
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. May raise what is to end the exchange."""
+
+
+class Request(Protocol):
+    """What of a request decides about its call. Names of fields are in lower case; `target` is as it came."""
+
+    method: str
+    headers: Pairs
+    fields: Fields
+
+    @property
+    def target(self) -> bytes: ...
+    @property
+    def client_address(self) -> bytes | None: ...
+    @property
+    def upload(self) -> Body | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +141,24 @@ class Call:
     retell: Callable[[bytes], bytes] | None = None
     release: Callable[[], None] | None = None
     idempotent: bool = False
+
+
+# RFC 6455 7.4.1
+GOING_AWAY, NO_STATUS, ABNORMAL, BROKEN = 1001, 1005, 1006, 1011
+SAYABLE = {NO_STATUS: None, ABNORMAL: BROKEN}
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """How one side of a WebSocket ended it: with a code, without one (1005), or without a word (1006)."""
+
+    code: int
+    reason: str = ""
+
+    @property
+    def sayable(self) -> int | None:
+        """The code in which the other side is told of it; None is none."""
+        return SAYABLE.get(self.code, self.code)
 
 
 class Sink(Protocol):

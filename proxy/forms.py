@@ -6,7 +6,7 @@ from proxy.errors import BadRequest
 from proxy.exchange import Body, Call, Exchange
 from proxy.own import split_query
 from proxy.rewrites.transcriptions import Form
-from proxy.spool import Spool
+from proxy.spool import Resumed, Spool
 from proxy.values import MEGABYTE
 from proxy.whole import too_large
 
@@ -40,7 +40,7 @@ class Forms:
         try:
             rewritten = Rewritten(plain(downstream), Form(downstream.fields.get(b"content-type", b"")))
         except BadRequest as problem:
-            self._counter.admit(downstream, own, problem)
+            self._counter.admit(exchange, downstream, own, problem)
             raise  # pragma: no cover  `admit` has raised: one of the two complaints is there
         complaint = await rewritten.begin(spool, whole=not self._counter.ready(downstream, own))
         for name, value in rewritten.form.own.items():
@@ -51,9 +51,9 @@ class Forms:
             exchange,
             downstream,
             own,
-            self._counter.admit(downstream, own, complaint),
+            self._counter.admit(exchange, downstream, own, complaint),
             target=with_query(TARGET, query),
-            body=spool if rewritten.ended else Joined(spool, rewritten),
+            body=spool if rewritten.ended else Resumed(spool, rewritten),
             content_type=rewritten.form.content_type,
         )
 
@@ -113,21 +113,3 @@ class Rewritten:
     def _refuse_late(self) -> None:
         if self._heard is not None and (late := self.form.own.keys() - self._heard - {"security_key"}):
             raise BadRequest(f"{min(late)}: it has to come before the file where the key comes in a header")
-
-
-class Joined:
-    """A body of which the beginning waits in a spool."""
-
-    length = None
-
-    def __init__(self, begun: Spool, rest: Rewritten) -> None:
-        self._begun: Spool | None = begun
-        self._rest = rest
-
-    async def read(self) -> bytes:
-        """Return the next bytes, b"" at the end."""
-        if self._begun is not None:
-            if piece := await self._begun.read():
-                return piece
-            self._begun = None
-        return await self._rest.read()

@@ -5,7 +5,7 @@ shape   the route makes a call of the request; the client's key is checked here
 admit   a slot in the guard, or 503 at once
 open    the call goes to the upstream, its body as it streams in; the client's hang-up is watched from here on
 relay   the answer goes back: head, then each chunk as it comes
-settle  connection back to the pool or closed, whatever happened
+settle  connection back to the pool or closed, slot freed, one entry in the ledger, whatever happened
 """
 
 import asyncio
@@ -14,13 +14,21 @@ import logging
 from starlette.types import Receive, Scope, Send
 
 from proxy.downstream import Downstream
-from proxy.errors import Failure, Unforeseen
-from proxy.exchange import Call, Exchange, new_id
+from proxy.errors import DownstreamClosed, Failure, Unforeseen
+from proxy.exchange import Call, Exchange, Request, new_id
 from proxy.guard import Guard
+from proxy.headers import first
+from proxy.include_usage import WithoutUsage
+from proxy.ledger import Ledger
 from proxy.routes import Route
+from proxy.tap import Tap
 from proxy.upstream import Upstream, translated
 from proxy.veil import Veil
 from proxy.whole import retold
+
+GONE = DownstreamClosed("the client hung up")
+CUT_OFF = Unforeseen("cut off when the time to finish was over")
+TIMED_OUT = {"ConnectTimeout": "connect", "PoolTimeout": "connect", "WriteTimeout": "idle"}
 
 log = logging.getLogger("oxy")
 
@@ -28,11 +36,15 @@ log = logging.getLogger("oxy")
 class Gateway:
     """An ASGI endpoint that takes exchanges of one route through their stages."""
 
-    def __init__(self, route: Route, upstream: Upstream, guard: Guard, veil: Veil) -> None:
+    def __init__(
+        self, route: Route, upstream: Upstream, guard: Guard, veil: Veil, ledger: Ledger, *, timing: bool = False
+    ) -> None:
         self._route = route
         self._upstream = upstream
         self._guard = guard
         self._veil = veil
+        self._ledger = ledger
+        self._timing = timing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request to the upstream and its answer back. Every failure meets here."""
@@ -48,22 +60,50 @@ class Gateway:
                 if call.release is not None:
                     call.release()
         except Exception as problem:
-            await downstream.refuse(exchange, understood(exchange, problem))
+            failure = understood(exchange, problem)
+            note(exchange, failure, started=downstream.started)
+            await downstream.refuse(exchange, failure)
         except asyncio.CancelledError:
+            note(exchange, CUT_OFF if not downstream.gone else GONE, started=downstream.started)
             if not downstream.gone:  # then it is the server that stops, and that has to know
                 raise
+        finally:
+            if downstream.upload is not None:
+                exchange.bytes_in = downstream.upload.size
+            exchange.duration = exchange.elapsed()
+            self._ledger.enter(exchange)
 
     async def _pass(self, exchange: Exchange, call: Call, downstream: Downstream) -> None:
+        waited = exchange.elapsed()
         answer = await self._upstream.open(exchange, call)
+        exchange.upstream_wait = exchange.elapsed() - waited
+        tap = Tap(answer.headers)
         try:
+            exchange.upstream_id = read(first(answer.headers, b"x-request-id"))
+            exchange.stream = tap.streams
             self._veil.over_head(answer)
             if answer.status >= 400:
                 answer = await self._veil.over_body(answer)
-            if call.retell is not None:
-                answer = await retold(answer, call.retell)
-            await downstream.relay(exchange, answer)
+            if self._timing:
+                answer.headers = [*answer.headers, server_timing(exchange)]
+            if exchange.usage_added and tap.streams:
+                await downstream.relay(exchange, WithoutUsage(answer, tap.hear), Tap([]))
+            elif call.retell is None:
+                await downstream.relay(exchange, answer, tap)
+            else:
+                await downstream.relay(exchange, await retold(answer, call.retell, tap.hear), Tap([]))
+            exchange.result = "success" if answer.status < 400 else "upstream_api_error"
         finally:
             await answer.close()
+            if call.method == "POST":  # what is only fetched again was counted when it was made
+                exchange.usage, exchange.model = tap.told(complete=answer.complete)
+
+
+def server_timing(exchange: Exchange) -> tuple[bytes, bytes]:
+    """Return the field that tells a client, in milliseconds, how long it waited for whom (w3.org/TR/server-timing)."""
+    upstream = exchange.upstream_wait or 0.0
+    proxy = exchange.elapsed() - upstream
+    return (b"server-timing", b"proxy;dur=%.3f, upstream;dur=%.3f" % (proxy * 1000, upstream * 1000))
 
 
 def understood(exchange: Exchange, problem: Exception) -> Failure:
@@ -72,17 +112,32 @@ def understood(exchange: Exchange, problem: Exception) -> Failure:
     if failure is None:
         log.error("exchange %s broke: %s %s", exchange.id, exchange.method, exchange.path, exc_info=problem)
         return Unforeseen("Something went wrong in the proxy; its log says more")
-    if failure.status >= 500:
-        log.warning("exchange %s failed with %s: %s (%s)", exchange.id, failure.status, failure, failure.detail)
     return failure
 
 
-def meet(downstream: Downstream) -> Exchange:
+def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:
+    """Write down how an exchange failed; its status stays what the client has heard of it."""
+    if not started:
+        exchange.status = failure.status
+    exchange.result = failure.result
+    exchange.failure, exchange.detail = str(failure), failure.detail or None
+    exchange.cancelled = failure.result == "client_cancelled"
+    exchange.overloaded = failure.result == "proxy_overloaded"
+    if failure.result == "upstream_timeout":
+        exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if started else "head")
+
+
+def meet(downstream: Request) -> Exchange:
     """Begin the record of an exchange."""
     incoming_id = downstream.fields.get(b"x-request-id")
     return Exchange(
         id=new_id(),
         method=downstream.method,
         path=downstream.target.partition(b"?")[0].decode("latin-1"),
-        incoming_id=incoming_id.decode("latin-1") if incoming_id is not None else None,
+        incoming_id=read(incoming_id),
     )
+
+
+def read(value: bytes | None) -> str | None:
+    """Return a field's value as text."""
+    return value.decode("latin-1") if value is not None else None

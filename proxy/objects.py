@@ -41,7 +41,7 @@ class Objects:
         for name in NAMES:
             if found := members.pop(name, None):
                 own.add(name, found.value)
-        admitted = self._counter.admit(downstream, own, complaint)
+        admitted = self._counter.admit(exchange, downstream, own, complaint)
         members = self._rewrite(members)
         body = None if self._empty == "nothing" and not members else Whole(write(members).encode())
         target = with_query(self._target or responses.target(downstream.path), query)
@@ -72,7 +72,7 @@ class Queries:
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Make the call."""
         query, own = split_query(downstream.query)
-        admitted = self._counter.admit(downstream, own, None)
+        admitted = self._counter.admit(exchange, downstream, own, None)
         target = with_query(responses.target(downstream.path), query)
         call = self._counter.call(exchange, downstream, own, admitted, target=target)
         call.idempotent = True

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import Receive, Scope, Send
 
 from proxy import __version__
-from proxy.errors import MethodNotAllowed
+from proxy.errors import Failure, MethodNotAllowed
 from proxy.exchange import new_id
 from proxy.settings import Mode, Settings
 
@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 NO_STORE = {"cache-control": "no-store"}
 PAGE_HEADERS = {
     "vary": "Accept",
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
 }
 
@@ -42,13 +42,16 @@ class Page:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the page."""
         request = Request(scope)
-        response = self._render(request) if request.method in ("GET", "HEAD") else not_offered(request)
+        if request.method in ("GET", "HEAD"):
+            response = self._render(request)
+        else:
+            response = refusal(request, MethodNotAllowed("This page is only to be read", allow="GET, HEAD"))
         await response(scope, receive, send)
 
 
-def not_offered(request: Request) -> Response:
-    """Return the refusal of a method that a page does not offer."""
-    failure, request_id = MethodNotAllowed("This page is only to be read", allow="GET, HEAD"), new_id()
+def refusal(request: Request, failure: Failure) -> Response:
+    """Return the answer to a request for a page that is not served."""
+    request_id = new_id()
     body = failure.body(request_id=request_id, incoming_id=request.headers.get("x-request-id"))
     headers = {name.decode(): value.decode() for name, value in failure.headers} | {"x-proxy-request-id": request_id}
     return Response(body, failure.status, headers, media_type="application/json")
@@ -58,12 +61,13 @@ def welcome(settings: Settings) -> Page:
     """Return the page at `/`: HTML for a browser, one line of text for anything that does not ask for HTML."""
     template = Template((TEMPLATES / "welcome.html").read_text(encoding="utf-8"))
     api_key, key_hint = KEY_HINTS[settings.mode]
+    state = {"version": __version__, "mode": settings.mode, "target": settings.target.authority}
 
     def render(request: Request) -> Response:
         if "text/html" not in request.headers.get("accept", ""):
             return PlainTextResponse(WELCOME, headers=PAGE_HEADERS)
         base_url = str(request.base_url).rstrip("/")
-        facts = {"base_url": base_url, "api_key": api_key, "key_hint": key_hint, "version": __version__}
+        facts = {"base_url": base_url, "api_key": api_key, "key_hint": key_hint, **state}
         page = template.substitute({name: html.escape(fact) for name, fact in facts.items()})
         return HTMLResponse(page, headers=PAGE_HEADERS)
 

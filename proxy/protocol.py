@@ -21,11 +21,13 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from proxy.cycle import STATUS_LINES, Cycle, Farewell, reset
+from proxy.cycle import COLON, STATUS_LINES, Cycle, Farewell, reset
 from proxy.errors import BadRequest, Failure, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.exchange import new_id
+from proxy.handshake import offers_websocket
 from proxy.headers import LOWER_CASE
 from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
+from proxy.upgrade import WebSocketProtocol, opening
 
 MAX_WAITING = 100  # requests that a client may send ahead
 HEAD_TIMEOUT = 30.0  # seconds for a head to come
@@ -53,6 +55,7 @@ class HttpProtocol(asyncio.Protocol):
         self._head_timeout = head_timeout
         self._client_timeout = client_timeout
         self._state = server_state
+        self._config = config
         self._transport: asyncio.Transport
         self.stopping = False
         self._upgrading = False
@@ -99,6 +102,9 @@ class HttpProtocol(asyncio.Protocol):
             except httptools.HttpParserUpgrade as stopped:
                 rest = memoryview(data)[stopped.args[0] :]
             while rest is not None:
+                if offers_websocket(self._pairs, self._parser.get_http_version()):
+                    self._hand_over(bytes(rest))
+                    return
                 rest = self._feed_plainly(rest)
         except httptools.HttpParserError as problem:
             failure = problem.__context__
@@ -320,6 +326,22 @@ class HttpProtocol(asyncio.Protocol):
             self._timed = True
             self._expect_within(self._head_timeout)
 
+    def _hand_over(self, early: bytes) -> None:
+        """Let the connection speak WebSocket from here on; `early` is what came behind the head."""
+        self._upgrading = self._in_head = False
+        try:
+            if self._current is not None:
+                raise BadRequest("A WebSocket handshake does not wait behind another request")
+            head = opening(self._parser.get_method().decode("ascii"), self._target, self._pairs)
+        except Failure as failure:
+            self._fail(failure)
+            return
+        cast(asyncio.TimerHandle, self._alarm).cancel()  # there is one while nothing is under way
+        self._state.connections.discard(self)
+        websocket = WebSocketProtocol(self._config, self._state, {}, self.loop)
+        websocket.begin(self._transport, head, early)
+        del self._parser  # the two hold one another
+
     def _feed_plainly(self, rest: memoryview) -> memoryview | None:
         """Parse a request that offered an upgrade without that offer, and what follows it up to the next such offer."""
         method, version = self._parser.get_method(), self._parser.get_http_version()
@@ -365,6 +387,7 @@ class HttpProtocol(asyncio.Protocol):
             b"content-length: %d" % len(body),
             b"x-proxy-request-id: %b" % request_id.encode(),
             b"connection: close",
+            *map(COLON.join, failure.headers),
         )
         self.write(b"\r\n".join([STATUS_LINES[failure.status], *fields, b"", body]))
         self._part()

@@ -6,7 +6,7 @@ from proxy.access import Access
 from proxy.downstream import Downstream
 from proxy.endpoints import Endpoints
 from proxy.errors import NotFound, Pairs
-from proxy.exchange import Call, Exchange
+from proxy.exchange import Call, Exchange, Request
 from proxy.headers import CLIENT_ADDRESS, CLIENT_ADDRESS_PREFIX, END_HERE, Crossing, append_forwarded_for, outbound
 from proxy.settings import Settings
 
@@ -33,9 +33,9 @@ class Relay:
             prefixes += (CLIENT_ADDRESS_PREFIX,)
         self._crossing = Crossing(drop, prefixes)
 
-    async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
+    async def shape(self, exchange: Exchange, downstream: Request) -> Call:
         """Check the client's key and the path, then return the call."""
-        admitted = self._access.admit(downstream.headers)
+        admitted, exchange.key = self._access.admit(downstream.headers)
         target = downstream.target
         if target.startswith(ALIAS + b"/v1/"):
             target = target[len(ALIAS) :]
@@ -53,7 +53,7 @@ class Relay:
         if not self._endpoints.include(target.partition(b"?")[0]):
             raise NotFound("This endpoint is not served here")
 
-    def cleaned(self, admitted: Pairs, downstream: Downstream) -> Pairs:
+    def cleaned(self, admitted: Pairs, downstream: Request) -> Pairs:
         """Return what of an admitted request's fields goes on."""
         headers = outbound(admitted, downstream.fields, self._crossing)
         if self._append and downstream.client_address:

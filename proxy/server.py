@@ -14,7 +14,10 @@ from uvicorn.supervisors import Multiprocess
 from proxy import __version__
 from proxy.app import create_app
 from proxy.protocol import HttpProtocol
+from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
+from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
+from proxy.workspace import workspace
 
 BACKLOG = 2048
 ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine finds itself on them
@@ -25,7 +28,7 @@ MODES = {
     "open": "open: NOBODY IS ASKED FOR A KEY; whoever reaches the port spends the server's (PROXY_OPEN=1)",
 }
 
-OLD_NEWS = ("returned without completing response", "Unsupported upgrade request", "No supported WebSocket library")
+OLD_NEWS = ("returned without completing", "Invalid UTF-8 sequence")
 
 log = logging.getLogger("oxy")
 
@@ -58,14 +61,18 @@ def configure(settings: Settings) -> uvicorn.Config:
         http=partial(  # type: ignore[arg-type]  # called as the class would be
             HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout
         ),
-        ws="none",
+        ws=WebSocketProtocol,
+        ws_max_size=settings.websocket_max,
+        ws_ping_interval=PING_INTERVAL,
+        ws_ping_timeout=None,  # whoever reads slowly answers late, and is not to be cut off
+        ws_per_message_deflate=False,  # see docs/design.md
         lifespan="on",
         workers=settings.workers,
         proxy_headers=False,  # who is the client is decided by the connection, never by a header
         server_header=False,  # the upstream's `server` and `date` pass
         date_header=False,
         access_log=False,
-        log_config=logging_config(),
+        log_config=logging_config(settings),
         timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # the loop takes fractions
         timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
     )
@@ -73,6 +80,12 @@ def configure(settings: Settings) -> uvicorn.Config:
 
 def serve(settings: Settings, sock: socket.socket) -> None:
     """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
+    with workspace(settings) as settings:
+        _serve(settings, sock)
+    log.info("oxy has stopped")
+
+
+def _serve(settings: Settings, sock: socket.socket) -> None:
     config = configure(settings)
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on
@@ -131,6 +144,8 @@ def announce(settings: Settings, sock: socket.socket) -> None:
     log.info("oxy %s listens on %s%s", __version__, url(host, port), everywhere)
     log.info("target %s, workers %s", settings.target, settings.workers)
     log.info("mode %s", MODES[settings.mode])
+    if chosen := ", ".join(settings.changed()):
+        log.info("not at their defaults: %s", chosen)
     for note in settings.notes:
         log.warning(note)
 
@@ -147,7 +162,7 @@ def url(host: str, port: int) -> str:
 
 
 class OnlyNews(logging.Filter):
-    """Drops what uvicorn says of an answer left torn on purpose, and its advice to install a WebSocket library.
+    """Drops what uvicorn says of an answer left torn or a session refused on purpose, and its tracebacks of bad text.
 
     Of exchanges that outlast the grace time it drops the tracebacks; that some were cancelled is written all the same.
     """
@@ -158,13 +173,19 @@ class OnlyNews(logging.Filter):
         return not cut_off and not any(words in str(record.msg) for words in OLD_NEWS)
 
 
-def logging_config() -> dict[str, Any]:
-    """Return what `logging.config.dictConfig` takes; each worker process applies it anew."""
+def logging_config(settings: Settings) -> dict[str, Any]:
+    """Return what `logging.config.dictConfig` takes; each worker process applies it anew. No secret passes it."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"only-news": {"()": OnlyNews}},
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "formatters": {
+            "line": {
+                "()": RedactedFormatter,
+                ".": {"redact": Redaction(settings.secrets)},
+                "fmt": "%(asctime)s %(levelname)s %(message)s",
+            }
+        },
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["only-news"]},
         },

@@ -8,7 +8,7 @@ import difflib
 import io
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]  # typeshed lacks it
@@ -16,15 +16,17 @@ from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[
 from dotenv.parser import Binding, parse_stream
 
 from proxy import values
-from proxy.values import Forwarded, Target, Transport
+from proxy.values import Azure, Forwarded, LogFormat, Target, Transport, UpstreamAuth
 
 DEFAULT_TARGET = "https://api.openai.com"
+ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
 FILES = (".env.local", ".env")  # the stronger one first
 OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
 
 Mode = Literal["transparent", "swap", "guarded", "open"]
 T = TypeVar("T")
 NOTHING: tuple[str, ...] = ()
+NO_PAIRS: tuple[tuple[str, str], ...] = ()
 
 
 class BadSettings(Exception):
@@ -63,7 +65,20 @@ class Settings:
     shutdown_grace: float = 30.0
     transport: Transport = "auto"
     http2: bool = False
+    azure: Azure = "off"
+    azure_version: str | None = None
+    azure_deployments: tuple[tuple[str, str], ...] = ()
+    upstream_auth: UpstreamAuth = "auto"
+    entra_scope: str = ENTRA_SCOPE
     outbound_proxy: str | None = field(default=None, repr=False)  # it may hold a password
+    server_timing: bool = False
+    include_usage: bool = False
+    log_format: LogFormat = "json"
+    history: Path | None = None
+    history_days: int = 30
+    websockets: bool = True
+    websocket_max: int = 64 * 1024 * 1024
+    access_token: str | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -76,14 +91,29 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """All that nobody may read."""
-        return (*self.client_keys, *([self.openai_api_key] if self.openai_api_key else ()))
+        return (*self.client_keys, *(key for key in (self.openai_api_key, self.access_token) if key))
+
+    def changed(self) -> Iterator[str]:
+        """Yield the settings that are not at their defaults, as `name=value`; of a secret only that there is one."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and one.name not in ("target", "notes"):
+                yield f"{one.name}={value}" if one.repr else f"{one.name} set"
 
     @property
     def mode(self) -> Mode:
         """Which of the four ways of access is in force; it follows from which keys are set."""
+        has_key = self.openai_api_key is not None or self.upstream_auth == "entra"
         if self.client_keys:
-            return "swap" if self.openai_api_key else "guarded"
-        return "open" if self.openai_api_key else "transparent"
+            return "swap" if has_key else "guarded"
+        return "open" if has_key else "transparent"
+
+    @property
+    def key_field(self) -> bytes:
+        """The field that carries the upstream's key."""
+        # Under `entra` there is one too: that which a convenience request brings along.
+        azure = self.upstream_auth in ("auto", "entra") and self.target.is_azure
+        return b"api-key" if azure or self.upstream_auth == "api-key" else b"authorization"
 
 
 def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
@@ -92,16 +122,27 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
     Options of the command line are laid over `environ` by the caller. Raises `BadSettings` with every complaint.
     """
     reader = Reader(environ, folder)
+    settings = chosen(reader)
+    settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
+    complaints = [*reader.complaints, *contradictions(settings)]
+    if complaints:
+        raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
+    return settings
+
+
+def chosen(reader: "Reader") -> Settings:
+    """Return what was chosen, each for itself."""
     take = reader.take
     default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", values.milliseconds, 600.0)
-    settings = Settings(
-        target=take("OXY_TARGET", values.target, None)
-        or take("OPENAI_BASE_URL", values.target, values.target(DEFAULT_TARGET)),
+    longest = take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
+    return Settings(
+        target=reader.one_of("OXY_TARGET", "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", parse=values.target)
+        or values.target(DEFAULT_TARGET),
         host=take("OXY_HOST", values.address, "0.0.0.0"),
         port=take("OXY_PORT", values.port, 18443),
         workers=take("PROXY_WORKERS", values.at_least_one, 1),
         hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", values.listed, NOTHING),
-        openai_api_key=take("OPENAI_API_KEY", values.key, None),
+        openai_api_key=reader.one_of("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", parse=values.key),
         openai_project=take("OPENAI_PROJECT_KEY", values.key, None),
         openai_organization=take("OPENAI_ORGANIZATION", values.key, None),
         # Any text: a convenience request may carry a client key in its JSON.
@@ -112,10 +153,7 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         cors_origins=take("PROXY_CORS_ORIGINS", values.listed, ("*",)),
         connect_timeout=take("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", values.milliseconds, 30.0),
         upstream_timeout=default_timeout,
-        # A maximum below the default is raised to it.
-        upstream_max_timeout=max(
-            default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
-        ),
+        upstream_max_timeout=max(default_timeout, longest),  # one below the default is raised to it
         max_parallel=take("OPENAI_PROXY_MAX_PARALLEL_REQUESTS", values.at_least_one, None),
         default_model=take("DEFAULT_MODEL", str, "gpt-4o-mini"),
         max_body=take("PROXY_MAX_BODY_MB", values.megabytes, 64 * values.MEGABYTE),
@@ -123,15 +161,23 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         head_timeout=take("PROXY_HEAD_TIMEOUT_MS", values.milliseconds, 30.0),
         client_timeout=take("PROXY_CLIENT_TIMEOUT_MS", values.milliseconds, 300.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
+        websockets=take("PROXY_WEBSOCKETS", values.switch, True),
+        websocket_max=take("PROXY_WEBSOCKET_MAX_MB", values.megabytes, 64 * 1024 * 1024),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
+        server_timing=take("PROXY_SERVER_TIMING", values.switch, False),
+        include_usage=take("PROXY_INCLUDE_USAGE", values.switch, False),
+        log_format=take("PROXY_LOG_FORMAT", values.log_format, "json"),
+        history=take("PROXY_HISTORY", Path, None),
+        history_days=take("PROXY_HISTORY_DAYS", values.at_least_one, 30),
+        azure=take("PROXY_AZURE", values.azure, "off"),
+        azure_version=take("OPENAI_API_VERSION", values.key, None),
+        azure_deployments=take("PROXY_AZURE_DEPLOYMENTS", values.pairs, NO_PAIRS),
+        upstream_auth=take("PROXY_UPSTREAM_AUTH", values.upstream_auth, "auto"),
+        entra_scope=take("PROXY_ENTRA_SCOPE", values.key, ENTRA_SCOPE),
+        access_token=take("ACCESS_TOKEN", values.key, None),
         notes=tuple(reader.notes()),
     )
-    settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
-    complaints = [*reader.complaints, *contradictions(settings)]
-    if complaints:
-        raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
-    return settings
 
 
 def outbound_proxy(reader: "Reader", target: Target) -> str | None:
@@ -147,9 +193,10 @@ def outbound_proxy(reader: "Reader", target: Target) -> str | None:
 def contradictions(settings: Settings) -> Iterator[str]:
     """Yield what is wrong with settings that are each fine alone."""
     if settings.mode == "open" and not settings.open:
+        name = "OPENAI_API_KEY" if settings.openai_api_key else "PROXY_UPSTREAM_AUTH"
         yield (
-            "OPENAI_API_KEY is set, but no client key: anyone who reaches the port could spend it. "
-            "Set PROXY_X_API_KEY (or SECURITY_KEY) to what clients shall show; or OPENAI_API_KEY= (empty) to let each "
+            f"{name} is set, but no client key: anyone who reaches the port could spend what it opens. "
+            f"Set PROXY_X_API_KEY (or SECURITY_KEY) to what clients shall show; or {name}= (empty) to let each "
             "client's own key through; or PROXY_OPEN=1 if anyone may"
         )
     if settings.open and settings.client_keys:
@@ -163,6 +210,14 @@ def contradictions(settings: Settings) -> Iterator[str]:
         )
     if settings.max_parallel is not None and settings.max_parallel < settings.workers:
         yield "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS: each worker needs one at least"
+    if settings.azure == "deployments" and settings.azure_version is None:
+        yield "PROXY_AZURE=deployments needs OPENAI_API_VERSION, such as 2024-10-21: it goes into every call's query"
+    if settings.azure_deployments and settings.azure != "deployments":
+        yield "PROXY_AZURE_DEPLOYMENTS is for PROXY_AZURE=deployments alone: set that, or remove it"
+    if settings.azure != "off" and settings.target.path.endswith("/v1"):
+        yield "PROXY_AZURE makes the paths, and the target ends in /v1 already: end it at the host, or leave that off"
+    if settings.upstream_auth == "entra" and settings.openai_api_key:
+        yield "PROXY_UPSTREAM_AUTH=entra takes the place of a key: remove OPENAI_API_KEY or AZURE_OPENAI_API_KEY"
     if points_at_itself(settings.target, settings.port):
         yield (
             f"the target {settings.target} is this proxy itself. OPENAI_BASE_URL is also what SDKs read: "
@@ -212,6 +267,15 @@ class Reader:
         except ValueError as problem:
             self.complaints.append(f"{name}: {problem}")
             return default
+
+    def one_of(self, *names: str, parse: Callable[[str], T]) -> T | None:
+        """Return the value of the first name that is set, None if none is; Azure's may not say something else."""
+        given = {name: value for name in names if (value := self.take(name, parse, None)) is not None}
+        for name, value in given.items():
+            first, taken = next(iter(given.items()))
+            if name.startswith("AZURE_") and value != taken:
+                self.complaints.append(f"{name} and {first} are both set, and differ: remove one of the two")
+        return next(iter(given.values()), None)
 
     def either(self, name: str, parse: Callable[[str], T]) -> T | None:
         """Return the value of a name that may be written in small letters too, or None."""

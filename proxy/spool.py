@@ -5,6 +5,7 @@ from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO
 
+from proxy.exchange import Body
 from proxy.guard import Budget
 
 IN_MEMORY = 1024 * 1024
@@ -60,3 +61,20 @@ class Spool:
             # Not in a thread: if the client hung up meanwhile, a file that is made there would be nobody's to close.
             self._file = TemporaryFile()  # noqa: SIM115  `close` closes it
         await asyncio.to_thread(self._file.write, content)
+
+
+class Resumed:
+    """A body whose beginning waits in a spool. Its length is that of the whole, where the rest knows it."""
+
+    def __init__(self, begun: Spool, rest: Body) -> None:
+        self.length = rest.length
+        self._begun: Spool | None = begun
+        self._rest = rest
+
+    async def read(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        if self._begun is not None:
+            if piece := await self._begun.read():
+                return piece
+            self._begun = None
+        return await self._rest.read()

@@ -1,31 +1,29 @@
 """The far bank: where calls go, with which timeouts, and what its failures are called here.
 
-Calls go through our own pool, or through one of httpx's transports, called as such (`handle_async_request`) and not
-through a client: a client would add headers, decode paths, follow redirects, keep cookies and write a log line of its
-own. What a plain `httpx.Request` with a base URL parsed once, `extensions["target"]` and a stream puts on the wire is
-what the call says, and nothing else.
+Calls go through our own pool, or through one of httpx's transports (see `through_httpx`).
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 import re
-import socket
 import ssl
-from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
-from typing import Any, Protocol, cast
+from dataclasses import replace
+from typing import Protocol
 
 import httpx
 
+from proxy.access import CREDENTIALS
+from proxy.azure import placing
 from proxy.dial import Resuming
+from proxy.entra import Entra
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
-from proxy.exchange import Answer, Body, Call, Exchange, Sink, Timeouts
+from proxy.exchange import Answer, Body, Call, Exchange, Timeouts
 from proxy.headers import first
-from proxy.pool import IDEMPOTENT, Pool
+from proxy.pool import Pool
 from proxy.settings import Settings
+from proxy.through_httpx import ThroughHttpx, own_transport
 from proxy.values import Target
 from proxy.whole import Whole
 
@@ -50,10 +48,6 @@ SHORTEST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 NO_ANSWER = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
 
-# A kept connection is given up before common middle boxes drop it in silence.
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=60.0)
-SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
-
 
 class Bank(Protocol):
     """What takes a request to the target and brings the answer, one way or the other. Raises httpx's exceptions."""
@@ -75,6 +69,9 @@ class Upstream:
         self._bank = bank(settings, transport)
         self._host = (b"host", target.authority.encode())
         self._prefix = target.path.encode()
+        self._azure = placing(settings)
+        self._entra = Entra(settings.entra_scope) if settings.upstream_auth == "entra" else None
+        self.prepares = settings.azure != "off" or self._entra is not None
         self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
         self._timeouts = Timeouts(
             connect=settings.connect_timeout,
@@ -89,6 +86,10 @@ class Upstream:
         An idempotent call goes out again, after a pause, where it came to nothing or the upstream asks for patience.
         Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
+        if call.timeout is None:
+            exchange.timeout = self._timeouts.read
+        if self.prepares:
+            await self.prepare(call)
         while call.idempotent and exchange.retries < RETRIES:
             try:
                 answer = await self._open(call)
@@ -106,22 +107,36 @@ class Upstream:
                 call.body = call.body.again()
         return await self._open(call)
 
+    async def prepare(self, call: Call) -> None:
+        """Make the call fit for Azure, where that is the target. Raises `Failure`."""
+        if self._azure is not None:
+            await self._azure.place(call)
+        if self._entra is not None and not any(name in CREDENTIALS for name, _ in call.headers):
+            call.headers = [*call.headers, (b"authorization", b"Bearer " + await self._entra.token())]
+
     async def _open(self, call: Call) -> Answer:
         headers = [self._host, *call.headers]
         timeouts = self._timeouts
         if call.timeout is not None:
             timeouts = replace(timeouts, read=call.timeout, write=call.timeout)
-        answer = await self._bank.open(call.method, self._place(call.target), headers, call.body, timeouts)
+        answer = await self._bank.open(call.method, self.place(call.target), headers, call.body, timeouts)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")
         return answer
 
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are open, and how many of them are idle; none are known of another's transport."""
+        return (len(self._bank), self._bank.idle) if isinstance(self._bank, Pool) else (0, 0)
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self._bank.aclose()
+        if self._entra is not None:
+            await self._entra.aclose()
 
-    def _place(self, target: bytes) -> bytes:
+    def place(self, target: bytes) -> bytes:
         """Put the target's own path before the request's, but never its last segment twice.
 
         `OPENAI_BASE_URL` is often written with a `/v1` that the request path brings along too.
@@ -166,16 +181,7 @@ def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank
         return ThroughHttpx(target, transport)
     if settings.way == "fast":
         return Pool(target.host, target.port, tls=trust(target) if target.scheme == "https" else None)
-    transport = httpx.AsyncHTTPTransport(
-        verify=trust(target),
-        http2=settings.http2,
-        limits=LIMITS,
-        proxy=settings.outbound_proxy,
-        socket_options=SOCKET_OPTIONS,
-    )
-    connections: Any = transport._pool
-    connections._network_backend = Dialling(connections._network_backend)
-    return ThroughHttpx(target, transport)
+    return ThroughHttpx(target, own_transport(trust(target), http2=settings.http2, proxy=settings.outbound_proxy))
 
 
 def trust(target: Target) -> ssl.SSLContext:
@@ -190,137 +196,6 @@ def trust(target: Target) -> ssl.SSLContext:
     if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
         context.load_default_certs()
     return Resuming.of(context)
-
-
-class ThroughHttpx:
-    """The way through one of httpx's transports."""
-
-    def __init__(self, target: Target, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport = transport
-        self._url = httpx.URL(str(target))
-
-    async def open(
-        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
-    ) -> "HttpxAnswer":
-        """Send a request; return its answer when the head is there.
-
-        One without a body that found its kept connection dead goes out once more, if that can do no harm.
-        """
-        dialled = Dialled()
-        extensions = {"timeout": asdict(timeouts), "trace": dialled}
-        stream = BodyStream(body) if body is not None else NOTHING
-        request = httpx.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
-        # The extension "target" would keep the bytes as they are too, but an outbound proxy would be given it as well.
-        request.url = RawUrl(self._url, target)  # type: ignore[assignment]
-        try:
-            return HttpxAnswer(await self._transport.handle_async_request(request))
-        except (httpx.RemoteProtocolError, httpx.ReadError):
-            if dialled.so or body is not None or method not in IDEMPOTENT:
-                raise
-        return HttpxAnswer(await self._transport.handle_async_request(request))
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._transport.aclose()
-
-
-class Dialling:
-    """httpcore's way to the network. A connection that is made just as its exchange is cancelled is closed.
-
-    anyio would forget it, and leave it open.
-    """
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._late: set[asyncio.Task[None]] = set()
-
-    async def connect_tcp(self, *where: Any, **how: Any) -> Any:
-        """Return a stream. Raises httpcore's exceptions."""
-        dialling = asyncio.ensure_future(self._backend.connect_tcp(*where, **how))
-        try:
-            return await asyncio.shield(dialling)
-        except asyncio.CancelledError:
-            late = asyncio.ensure_future(self._close(dialling))
-            self._late.add(late)
-            late.add_done_callback(self._late.discard)
-            raise
-
-    async def _close(self, dialling: "asyncio.Future[Any]") -> None:
-        with contextlib.suppress(Exception):
-            await (await dialling).aclose()
-
-
-class Dialled:
-    """What httpcore tells of an exchange on the way; of that, whether it opened a connection for it."""
-
-    def __init__(self) -> None:
-        self.so = False
-
-    async def __call__(self, event: str, _: object) -> None:
-        """Take an event."""
-        self.so = self.so or "connect_tcp" in event
-
-
-class RawUrl:
-    """What a transport asks of a URL, with path and query as they are. `httpx.URL` would quote them anew."""
-
-    def __init__(self, origin: httpx.URL, target: bytes) -> None:
-        self.raw_scheme = origin.raw_scheme
-        self.raw_host = origin.raw_host
-        self.port = origin.port
-        self.raw_path = target
-
-
-class BodyStream(httpx.AsyncByteStream):
-    """A call's body in the form that a transport takes."""
-
-    def __init__(self, body: Body) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while chunk := await self._body.read():
-            yield chunk
-
-
-NOTHING = httpx.ByteStream(b"")
-
-
-class HttpxAnswer:
-    """An answer that comes through one of httpx's transports."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.status = response.status_code
-        self.headers: Pairs = [(name.lower(), value) for name, value in response.headers.raw]
-        self.complete = False  # known only when nothing more comes
-        self._stream = cast(httpx.AsyncByteStream, response.stream)
-
-    async def pour(self, sink: Sink) -> None:
-        """Push each piece into the sink as it comes."""
-        async for piece in self._stream:
-            if not sink.push(piece):
-                await sink.drain()
-
-    def take(self) -> bytes:
-        """Return nothing: all has gone into the sink."""
-        return b""
-
-    async def close(self) -> None:
-        """Give the connection back to the pool, or close it where the answer was not heard to its end, or beyond."""
-        parser = parser_of(self._stream)
-        if parser is not None and parser.trailing_data[0]:
-            parser.send_failed()  # httpcore would take what came beyond for the next answer
-        await self._stream.aclose()
-
-
-def parser_of(stream: object) -> Any:
-    """Return the h11 connection beneath an answer of httpcore's over HTTP/1.1, None for any other.
-
-    There is no public way to it; test_faults fails should this one end.
-    """
-    found: object = stream
-    for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
-        found = getattr(found, name, None)
-    return found
 
 
 def translated(problem: Exception) -> Failure | None:

@@ -15,7 +15,16 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 Forwarded = Literal["drop", "append", "pass"]
+LogFormat = Literal["json", "text"]
 Transport = Literal["auto", "fast", "httpx"]
+Azure = Literal["off", "v1", "deployments"]
+UpstreamAuth = Literal["auto", "bearer", "api-key", "entra"]
+# Resources of Azure, in its clouds. They take a key as `api-key`.
+AZURE_HOSTS = tuple(
+    f".{service}.azure.{cloud}"
+    for service in ("openai", "cognitiveservices", "services.ai")
+    for cloud in ("com", "us", "cn")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +43,11 @@ class Target:
     def authority(self) -> str:
         """The value of the `Host` field: no port where it is the scheme's own."""
         return self.host if self.port == DEFAULT_PORTS[self.scheme] else f"{self.host}:{self.port}"
+
+    @property
+    def is_azure(self) -> bool:
+        """Whether it is a resource of Azure."""
+        return self.host.lower().removesuffix(".").endswith(AZURE_HOSTS)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}{self.path}"
@@ -168,6 +182,43 @@ def transport(text: str) -> Transport:
             return word
         case _:
             raise ValueError("write auto, fast or httpx")
+
+
+def log_format(text: str) -> LogFormat:
+    """Read how an exchange is written down."""
+    match text.lower():
+        case "json" | "text" as word:
+            return word
+        case _:
+            raise ValueError("write json or text")
+
+
+def azure(text: str) -> Azure:
+    """Read whether, and in which style, OpenAI's paths become Azure's."""
+    match text.lower():
+        case "off" | "v1" | "deployments" as word:
+            return word
+        case _:
+            raise ValueError("write off, v1 or deployments")
+
+
+def upstream_auth(text: str) -> UpstreamAuth:
+    """Read how the upstream is shown its key."""
+    match text.lower():
+        case "entra" if find_spec("azure") is None or find_spec("azure.identity") is None:
+            raise ValueError("entra takes one more package: pip install 'oxy-proxy[azure]'")
+        case "auto" | "bearer" | "api-key" | "entra" as word:
+            return word
+        case _:
+            raise ValueError("write auto, bearer, api-key or entra")
+
+
+def pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Read pairs such as `gpt-4o=prod-4o,o3=reasoner`."""
+    found = tuple(tuple(part.strip() for part in item.partition("=")[::2]) for item in listed(text))
+    if not all(name and value for name, value in found):
+        raise ValueError("write model=deployment, several separated by commas")
+    return found  # type: ignore[return-value]  # two of them
 
 
 def outbound_proxy(text: str) -> str:

@@ -116,14 +116,16 @@ class Retold:
         await self._answer.close()
 
 
-async def retold(answer: Answer, retell: Callable[[bytes], bytes]) -> Answer:
+async def retold(answer: Answer, retell: Callable[[bytes], bytes], hear: Callable[[bytes], None]) -> Answer:
     """Return the answer with what `retell` makes of its body, or as it is where it tells of an error.
 
-    Raises `UpstreamUnreachable` where the body cannot be read, and what `retell` raises.
+    `hear` gets a copy of the body as it came. Raises `UpstreamUnreachable` where the body cannot be read, and what
+    `retell` raises.
     """
     if not 200 <= answer.status < 300:
         return answer
     content = await gathered(answer, MOST_OF_AN_ANSWER)
+    hear(content)
     try:
         content = expanded(content, first(answer.headers, b"content-encoding") or b"", MOST_OF_AN_ANSWER)
     except (BadRequest, BodyTooLarge):

@@ -1,6 +1,7 @@
 """The stage: an upstream on loopback, the proxy before it on our own server, a client with a socket."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,12 +12,14 @@ from threading import Thread
 import pytest
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from proxy import demo
 from proxy.demo import start_demo
 from proxy.server import configure, listen
 from proxy.settings import Settings, load
+from tests.desk import TOKEN, Desk
 from tests.peers import PATIENCE, Peer, Upstream, connect
 
 CLIENT_KEY = "client-key-of-a-test"
@@ -42,6 +45,16 @@ def clean_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the proxy says in its log during the test; `configure` may have taken its logger out of caplog's reach."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: messages.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("oxy"), "handlers", [handler])
+    return messages
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """A proxy that listens."""
@@ -49,6 +62,7 @@ class Running:
     port: int
     settings: Settings
     clients: list[Peer] = field(default_factory=list)
+    state: ServerState = field(default_factory=ServerState)
 
     @property
     def url(self) -> str:
@@ -58,11 +72,18 @@ class Running:
         self.clients.append(await connect(self.port))
         return self.clients[-1]
 
+    def stop(self) -> None:
+        """Tell each connection to close after what is under way, as the server does when it is told to stop."""
+        for connection in list(self.state.connections):
+            connection.shutdown()
+
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
-    """Serve these settings in this loop, with the configuration that the command line uses."""
+async def running(settings: Settings, app: ASGIApp | None = None) -> AsyncIterator[Running]:
+    """Serve these settings in this loop, with the configuration that the command line uses; or a part of the whole."""
     config = configure(settings)
+    if app is not None:
+        config.app = lambda: app
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
     lifespan = config.lifespan_class(config)
@@ -76,7 +97,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         return made
 
     server = await loop.create_server(protocol, sock=sock)
-    started = Running(port=sock.getsockname()[1], settings=settings)
+    started = Running(port=sock.getsockname()[1], settings=settings, state=state)
     try:
         yield started
     finally:
@@ -160,3 +181,20 @@ async def transparent(start: Start) -> AsyncIterator[Running]:
 async def client(transparent: Running) -> Peer:
     """A client of the transparent proxy."""
     return await transparent.connect()
+
+
+@asynccontextmanager
+async def desk_of(settings: Settings, file: Path) -> AsyncIterator[Desk]:
+    """Serve the operator's pages with these settings, and a history in that file."""
+    desk = Desk(settings=settings, file=file)
+    async with running(settings, desk.application()) as proxy:
+        desk.proxy = proxy
+        yield desk
+    desk.history.close(0)
+
+
+@pytest.fixture
+async def desk(settings_of: SettingsOf, tmp_path: Path) -> AsyncIterator[Desk]:
+    """The operator's pages, behind a token."""
+    async with desk_of(settings_of(ACCESS_TOKEN=TOKEN), tmp_path / "history.sqlite") as desk:
+        yield desk

@@ -18,20 +18,35 @@ MOST_LINES_OF_A_FUNCTION = 50
 # Lowest first. A room imports from floors below its own, and never from its own: what two of them need belongs below.
 FLOORS = (
     ("the version", "__init__"),
-    ("ground: what can go wrong", "errors"),
-    ("ground: nouns and rules", "exchange headers jsontext values"),
+    ("ground: what can go wrong, what was used", "errors usage"),
+    ("ground: nouns and rules", "codings exchange headers jsontext session values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
-    ("the wire: parts of its two ends", "answer cycle dial request"),
+    ("ground: what may be written down", "redaction entry figures tables"),
+    ("ground: calls for Azure, and tokens", "azure entra"),
+    ("ground: how things are shown", "fresh markup readable"),
+    ("the wire: parts of its two ends", "answer cycle dial handshake request"),
+    ("the wire: one connection that speaks WebSocket", "upgrade"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
-    ("rooms", "access cors downstream endpoints transport upstream veil"),
-    ("which request becomes which call", "routes"),
+    (
+        "rooms",
+        "access cors downstream endpoints history ledger lines login metrics ratelimit recall tap through_httpx "
+        "transport veil workspace",
+    ),
+    ("the far bank", "upstream"),
+    ("what is read from the history, and what writes it", "books charts report"),
+    ("which request becomes which call", "probe routes"),
     ("the convenience routes: what they share", "counter"),
     ("the convenience routes: by what they take", "forms objects"),
     ("the convenience routes: their table", "convenience"),
+    ("the two banks of a WebSocket", "downstream_websocket upstream_websocket"),
+    ("a route that asks for more", "include_usage"),
     ("the life of an exchange", "gateway"),
-    ("pages of our own", "pages"),
+    ("the life of an exchange over WebSocket", "websocket"),
+    ("parts of our pages", "overview shell"),
+    ("pages of our own", "board pages runtime"),
+    ("the operator's pages together", "console"),
     ("wiring", "app"),
     ("serving", "server"),
     ("the command line", "__main__"),
@@ -44,30 +59,48 @@ DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
     "httptools": ("connection protocol", "parses answers and requests"),
     "httpx": (
-        "connection pool transport upstream app",
+        "connection pool through_httpx transport upstream app",
         "the way upstream; app names the type of a transport and no more",
     ),
-    "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
+    "azure": ("entra", "finds an identity and gets its tokens; an extra"),
     "python_multipart": ("rewrites", "reads a form as it streams in"),
+    "prometheus_client": ("metrics", "how Prometheus spells what it reads"),
+    "uvicorn": (
+        "server protocol upgrade demo",
+        "serves; protocol stands in for its own, upgrade builds on one of its own; the demo has a server to itself",
+    ),
+    "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (
-        "cycle protocol cors downstream gateway pages app demo",
+        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket login ratelimit board pages "
+        "runtime console app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
-TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway"}  # the hot path is plain ASGI
+# the hot path is plain ASGI
+TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket ratelimit"}
 
 # One reason to exist, and left whole.
-LONGER = {"connection": (370, "the states of a connection"), "protocol": (440, "the states of a connection")}
+LONGER = {"connection": (370, "the states of a connection"), "protocol": (460, "the states of a connection")}
+
+# Functions that are a table: as long as what they list.
+TABLES = {"chosen": "the settings"}
 
 WITHOUT_A_TWIN = {
     "__init__": "it says which version it is, and nothing else",
     "__main__": "test_server starts it as people do",
+    "tables": "test_history writes them, test_recall reads them",
     "errors": "facts: each is heard where it is raised, and test_readme holds the classes and the table together",
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
     "counter": "what it makes of a request is heard on the wire: test_objects and test_forms",
+    "codings": "test_tap sends each coding through it, and what is none",
+    "overview": "test_board reads its figures on the page",
+    "shell": "it is around each page that test_console and test_board ask for",
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
+    "usage": "test_tap reads each shape of the API through it",
+    "downstream_websocket": "what it says to a client is heard on the wire: test_websocket",
+    "through_httpx": "whatever has a `way` goes through it too: test_upstream, test_relay, test_faults",
     "values": "test_settings puts every kind of text through it",
 }
 
@@ -181,7 +214,7 @@ def test_a_function_stays_small(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
-            assert lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {lines} lines"
+            assert lines <= MOST_LINES_OF_A_FUNCTION or node.name in TABLES, f"{node.name} has {lines} lines"
 
 
 @each_room

@@ -4,6 +4,7 @@ A change that makes the hot path longer fails here. If it is worth it, the figur
 reason; if a change makes it shorter, the figure is lowered, so that the gain is kept.
 """
 
+import asyncio
 import gc
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ async def exchange(client: Peer, upstream: Upstream, said: bytes) -> None:
 @pytest.mark.parametrize("way", ["fast"], indirect=True)
 @pytest.mark.parametrize(
     ("said", "recorded"),
-    [(answer(headers=FIELDS, body=b"x" * 1000), 121), (STREAM, 312)],
+    [(answer(headers=FIELDS, body=b"x" * 1000), 144), (STREAM, 335)],
     ids=["an answer of 1 KB", "100 events that came together"],
 )
 async def test_an_exchange_takes_as_many_calls_as_recorded(
@@ -77,17 +78,19 @@ async def test_an_exchange_leaves_nothing_behind(start: Start, upstream: Upstrea
     said = answer(headers=FIELDS, body=b"x" * 1000)
     async with start(**SWAP) as proxy:
         client = await proxy.connect()
-        for _ in range(10):
+        for _ in range(200):
             await exchange(client, upstream, said)
         upstream.heard.clear()
+        await asyncio.sleep(0.5)  # until the ledger has written them down
         gc.collect()
         gc.disable()
         before = sys.getallocatedblocks()
         for _ in range(200):
             await exchange(client, upstream, said)
         upstream.heard.clear()
+        await asyncio.sleep(0.5)
         cycles = gc.collect()  # empties the free lists too
         left = sys.getallocatedblocks() - before
         gc.enable()
     assert cycles < 50, "not one for each exchange: else the collector would have to come often"
-    assert left < 50
+    assert left < 150, "not one for each exchange; the ledger's books keep a few figures of their own"

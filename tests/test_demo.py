@@ -11,10 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from proxy.demo import CLIENT_KEY, UPSTREAM_KEY, create_demo, start_demo
 from proxy.demo import api as demo_api
 from proxy.demo import desk as demo_desk
+from proxy.demo.realtime import MOST_ITEMS, Talk
 from proxy.demo.voice import sample, tokens
 
 SIGNED = {"authorization": f"Bearer {UPSTREAM_KEY}"}
@@ -604,3 +608,138 @@ async def test_a_client_that_hangs_up_in_its_upload_is_no_error() -> None:
         "headers": [(b"authorization", b"Bearer " + UPSTREAM_KEY.encode()), (b"content-length", b"9")],
     }
     await create_demo(pace=0)(scope, receive, send)
+
+
+# ---- realtime
+
+
+def talk(demo_url: str, query: str = "model=gpt-realtime", **options: Any) -> connect:
+    headers = options.pop("headers", {"Authorization": f"Bearer {UPSTREAM_KEY}"})
+    url = demo_url.replace("http://", "ws://") + f"/v1/realtime?{query}"
+    return connect(url, proxy=None, compression=None, additional_headers=headers, **options)
+
+
+@pytest.fixture(scope="module")
+def demo_url() -> str:
+    return start_demo(pace=0)
+
+
+async def say(line: ClientConnection, *events: dict[str, Any], until: str) -> list[Any]:
+    """Say these events; return what comes, up to the first event of that kind."""
+    for event in events:
+        await line.send(json.dumps(event))
+    heard: list[Any] = []
+    while not heard or heard[-1]["type"] != until:
+        heard.append(json.loads(await line.recv()))
+    return heard
+
+
+def item(text: str) -> dict[str, Any]:
+    content = [{"type": "input_text", "text": text}]
+    return {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}}
+
+
+RESPOND = {"type": "response.create"}
+
+
+async def test_a_talk_begins_with_its_session_and_counts_what_was_said(demo_url: str) -> None:
+    async with talk(demo_url) as line:
+        [created] = await say(line, until="session.created")
+        assert (created["session"]["model"], created["session"]["object"]) == ("gpt-realtime", "realtime.session")
+        heard = await say(line, item("Hello, demo!"), RESPOND, until="response.done")
+        again = await say(line, item("And again"), RESPOND, until="response.done")
+    deltas = [event["delta"] for event in heard if event["type"] == "response.output_audio_transcript.delta"]
+    [message] = heard[-1]["response"]["output"]
+    assert "".join(deltas) == message["content"][0]["transcript"]
+    assert 'You said: "Hello, demo!"' in "".join(deltas)
+    usage = heard[-1]["response"]["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (len(tokens("Hello, demo!")), len(deltas))
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert again[0]["previous_item_id"] == message["id"]
+    assert "That was message 2 of our talk." in again[-1]["response"]["output"][0]["content"][0]["transcript"]
+    assert all(event["event_id"].startswith("event_") for event in heard)
+
+
+@pytest.mark.parametrize("where", ["session", "response"])
+async def test_a_talk_can_be_had_in_text(demo_url: str, where: str) -> None:
+    wish = {"output_modalities": ["text"]}
+    async with talk(demo_url) as line:
+        if where == "session":
+            heard = await say(line, {"type": "session.update", "session": wish}, until="session.updated")
+            assert heard[-1]["session"]["output_modalities"] == ["text"]
+            wish = {}
+        heard = await say(line, item("Hello"), {**RESPOND, "response": wish}, until="response.done")
+    deltas = [event["delta"] for event in heard if event["type"] == "response.output_text.delta"]
+    assert heard[-1]["response"]["output"][0]["content"] == [{"type": "output_text", "text": "".join(deltas)}]
+
+
+async def test_sound_is_heard_by_its_length(demo_url: str) -> None:
+    append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(300)).decode()}
+    commit, clear = {"type": "input_audio_buffer.commit"}, {"type": "input_audio_buffer.clear"}
+    async with talk(demo_url) as line:
+        await say(line, append, clear, until="input_audio_buffer.cleared")
+        heard = await say(line, append, append, commit, RESPOND, until="response.done")
+    assert heard[1]["type"] == "conversation.item.added"
+    assert heard[0]["item_id"] == heard[1]["item"]["id"]
+    assert "600 bytes of sound" in heard[-1]["response"]["output"][0]["content"][0]["transcript"]
+
+
+async def test_a_response_to_nothing_says_so(demo_url: str) -> None:
+    async with talk(demo_url) as line:
+        heard = await say(line, RESPOND, until="response.done")
+    assert "You sent no text." in heard[-1]["response"]["output"][0]["content"][0]["transcript"]
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "[]", '{"type": 7}', '{"type": "response.dance", "event_id": "mine"}', "[" * 99_999]
+)
+async def test_an_event_that_the_demo_does_not_know_is_an_error_and_the_talk_goes_on(demo_url: str, said: str) -> None:
+    async with talk(demo_url) as line:
+        await say(line, until="session.created")
+        await line.send(said)
+        error = json.loads(await line.recv())
+        assert error["error"]["type"] == "invalid_request_error"
+        assert error["error"]["event_id"] == ("mine" if "mine" in said else None)
+        assert await say(line, RESPOND, until="response.done")
+
+
+async def test_odd_items_and_sessions_are_taken_as_they_are(demo_url: str) -> None:
+    odd = {"type": "conversation.item.create", "item": "no object"}
+    async with talk(demo_url) as line:
+        heard = await say(line, odd, {"type": "session.update", "session": 7}, RESPOND, until="response.done")
+    assert heard[-1]["response"]["status"] == "completed"
+
+
+async def test_a_talk_takes_the_key_as_browsers_show_it_and_chooses_their_subprotocol(demo_url: str) -> None:
+    offered = [Subprotocol("realtime"), Subprotocol(f"openai-insecure-api-key.{UPSTREAM_KEY}")]
+    async with talk(demo_url, headers={}, subprotocols=offered) as line:
+        assert line.subprotocol == "realtime"
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "status", "code"),
+    [
+        ("", {"headers": {}}, 401, "invalid_api_key"),
+        ("", {"headers": {"Authorization": f"Bearer {CLIENT_KEY}"}}, 401, "invalid_api_key"),
+        ("", {"subprotocols": [Subprotocol("openai-insecure-api-key.other")]}, 401, "invalid_api_key"),
+        ("model=error-429", {}, 429, "rate_limit_exceeded"),
+        ("model=parrot", {}, 404, "model_not_found"),
+    ],
+)
+async def test_a_talk_is_refused_as_a_request_is(
+    demo_url: str, query: str, options: dict[str, Any], status: int, code: str
+) -> None:
+    with pytest.raises(InvalidStatus) as refusal:
+        async with talk(demo_url, query, **options):
+            pass
+    response = refusal.value.response
+    assert (response.status_code, json.loads(response.body)["error"]["code"]) == (status, code)
+    assert status != 429 or response.headers["retry-after"] == "1"
+
+
+def test_a_long_talk_forgets_its_beginning() -> None:
+    conversation = Talk("gpt-realtime")
+    for number in range(3 * MOST_ITEMS):
+        list(conversation.hear(json.dumps(item(f"word{number}"))))
+    *_, done = conversation.hear(json.dumps(RESPOND))
+    assert done["response"]["usage"]["input_tokens"] == MOST_ITEMS

@@ -18,7 +18,9 @@ import h11
 import pytest
 
 from proxy import app
+from proxy.exchange import Exchange
 from proxy.guard import Guard
+from proxy.ledger import Ledger
 from tests.conftest import CLIENT_KEY, SWAP, Running, Start
 from tests.peers import PATIENCE, Peer, Upstream, answer, chunked, request
 from tests.test_connection import until
@@ -32,6 +34,9 @@ POST = request("POST", b"/v1/responses", body=b'{"model": "m"}')
 UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: h\r\nContent-Length: 20009\r\n\r\nonly this"
 
 
+FAILURES = {"upstream_transport": 502, "upstream_timeout": 504}
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A proxy with room for one exchange at a time, and what it writes down."""
@@ -39,6 +44,7 @@ class Stage:
     proxy: Running
     guards: list[Guard] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
+    entries: list[Exchange] = field(default_factory=list)
 
     async def freed(self) -> None:
         """Wait until no exchange is under way."""
@@ -55,10 +61,11 @@ class Stage:
         assert upstream.accepted - before == fresh
 
     def failures(self) -> list[int]:
-        """The status of each failure in the log, in which nothing else stands."""
-        found = [re.fullmatch(r"exchange [0-9a-f]{32} failed with (\d+): .+ \(.*\)", line) for line in self.log]
-        assert all(found), self.log
-        return [int(match[1]) for match in found if match]
+        """What is in the ledger of each failure of the upstream, by the status that stands for it."""
+        assert self.log == []
+        failed = [entry for entry in self.entries if entry.result in FAILURES]
+        assert all(entry.failure and entry.detail for entry in failed)
+        return [FAILURES[entry.result] for entry in failed]
 
 
 class Notes(logging.Handler):
@@ -88,8 +95,16 @@ def play(start: Start, monkeypatch: pytest.MonkeyPatch) -> Play:
             return guards[-1]
 
         monkeypatch.setattr(app, "Guard", noted)
+        entries: list[Exchange] = []
+        enter = Ledger.enter
+
+        def entered(ledger: Ledger, exchange: Exchange) -> None:
+            entries.append(exchange)
+            enter(ledger, exchange)
+
+        monkeypatch.setattr(Ledger, "enter", entered)
         async with start(**{"OPENAI_PROXY_MAX_PARALLEL_REQUESTS": "1", **environ}) as proxy:
-            stage = Stage(proxy, guards)
+            stage = Stage(proxy, guards, entries=entries)
             log, notes = logging.getLogger("oxy"), Notes(stage.log)
             log.addHandler(notes)
             try:

@@ -199,6 +199,11 @@ KEY_BEHIND = b'\r\n--cut\r\nContent-Disposition: form-data; name="openai_api_key
 END = b"\r\n--cut--\r\n"
 
 
+def others(process: psutil.Process) -> int:
+    """How many files and sockets are open, but for those of the history, which opens when it has something to keep."""
+    return process.num_fds() - sum("history" in file.path for file in process.open_files())
+
+
 @pytest.mark.parametrize("stage", ["fast"], indirect=True)
 @pytest.mark.parametrize(
     ("fields", "tail"),
@@ -206,7 +211,7 @@ END = b"\r\n--cut--\r\n"
     ids=["spooled, the key comes last", "streamed, the key is in a header"],
 )
 def test_a_form_of_200_megabytes_costs_no_memory(stage: Stage, fields: Pairs, tail: bytes) -> None:
-    before, files = stage.resident(), stage.process.num_fds()
+    before, files = stage.resident(), others(stage.process)
     length = (b"Content-Length", b"%d" % (len(FILE) + FORMS + len(tail)))
     with stage.connect() as client, ThreadPoolExecutor() as pool:
         client.settimeout(6 * PATIENCE)
@@ -235,7 +240,7 @@ def test_a_form_of_200_megabytes_costs_no_memory(stage: Stage, fields: Pairs, ta
     assert size > FORMS
     assert most - before < GROWTH
     deadline = time.monotonic() + PATIENCE
-    while stage.process.num_fds() > files:  # the sockets close behind the answer
+    while others(stage.process) > files:  # the sockets close behind the answer
         assert time.monotonic() < deadline, "a file or a socket was left open"
         time.sleep(0.01)
 

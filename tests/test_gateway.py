@@ -1,15 +1,20 @@
 """Where every failure meets: what nobody foresaw is told to the log, and to the client only that it happened."""
 
 import json
-import logging
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import httpx
 import pytest
 from starlette.types import Message
 
 from proxy.app import create_app
+from proxy.entry import Facts
 from proxy.errors import Pairs
-from tests.conftest import SettingsOf
+from proxy.recall import Recall
+from tests.conftest import CLIENT_KEY, SWAP, SettingsOf, Start
+from tests.peers import Peer, Upstream, answer, chunked, request
 
 SECRET = "sk-secret-in-an-exception"
 
@@ -88,28 +93,221 @@ class Nothing(httpx.AsyncByteStream):
         yield
 
 
-@pytest.mark.parametrize(
-    ("problem", "words"),
-    [
-        (httpx.ReadError(f"after {SECRET}"), "502: The connection to the upstream broke (ReadError)"),
-        (
-            httpx.ConnectError("no route to host"),
-            "502: Could not connect to the upstream (ConnectError: no route to host)",
-        ),
-    ],
-)
-async def test_a_failure_is_one_line_in_the_log(
-    settings_of: SettingsOf, caplog: pytest.LogCaptureFixture, problem: Exception, words: str
-) -> None:
-    def fail(request: httpx.Request) -> httpx.Response:
-        raise problem
+# ---- what the ledger says of each
 
-    start, body = await ask(create_app(settings_of(), httpx.MockTransport(fail)))
-    assert start["status"] == 502
-    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert words in record.getMessage()
-    assert SECRET not in caplog.text
-    assert str(problem) not in body["body"].decode()
+
+CHAT = request("POST", b"/v1/chat/completions?secret=in-the-query", [(b"X-API-Key", CLIENT_KEY.encode())], b'{"a": 1}')
+USED = b'{"model": "gpt-4o", "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}'
+JSON = [(b"Content-Type", b"application/json"), (b"X-Request-Id", b"req_1")]
+EVENTS = (
+    b'data: {"model": "m", "usage": null}\n\ndata: {"model": "m", "usage": {"prompt_tokens": 1}}\n\ndata: [DONE]\n\n'
+)
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    return tmp_path / "history.sqlite"
+
+
+Play = Callable[[Peer, Upstream], Awaitable[None]]
+
+
+async def told_of(start: Start, history: Path, play: Play, upstream: Upstream, **settings: str) -> Facts:
+    """The one entry that a play leaves in the ledger."""
+    async with start(**SWAP, PROXY_HISTORY=str(history), **settings) as proxy:
+        client = await proxy.connect()
+        await play(client, upstream)
+    (entry,) = Recall(history).newest()
+    assert entry["id"]
+    assert "in-the-query" not in str(entry)
+    assert CLIENT_KEY not in str(entry)
+    return entry
+
+
+def saying(said: bytes, back: bytes | None = None) -> Play:
+    async def play(client: Peer, upstream: Upstream) -> None:
+        if back is not None:
+            upstream.says(back)
+        await client.say(said)
+        await client.hear()
+
+    return play
+
+
+async def streaming(client: Peer, upstream: Upstream) -> None:
+    upstream.says(STREAM + chunked(EVENTS[:50], EVENTS[50:], b""))
+    await client.say(CHAT)
+    await client.hear()
+
+
+async def hanging_up(client: Peer, upstream: Upstream) -> None:
+    await client.say(CHAT)
+    there = await upstream.accept()
+    await there.hear()
+    client.abort()
+    assert await there.rest() == b""
+
+
+async def hanging_up_in_the_midst(client: Peer, upstream: Upstream) -> None:
+    await client.say(CHAT)
+    there = await upstream.accept()
+    await there.hear()
+    await there.say(STREAM + chunked(b"12345"))
+    await client.until(b"12345")
+    client.abort()
+    assert await there.rest() == b""
+
+
+async def breaking_off(client: Peer, upstream: Upstream) -> None:
+    await client.say(CHAT)
+    there = await upstream.accept()
+    await there.hear()
+    await there.say(STREAM + chunked(b"12345"))
+    await client.until(b"12345")
+    there.abort()
+    await client.rest()
+
+
+async def silent(client: Peer, upstream: Upstream) -> None:
+    await client.say(CHAT)
+    await upstream.accept()
+    await client.hear()
+
+
+async def silent_in_the_midst(client: Peer, upstream: Upstream) -> None:
+    await client.say(CHAT)
+    there = await upstream.accept()
+    await there.hear()
+    await there.say(STREAM + chunked(b"12345"))
+    await client.rest()
+
+
+SOON = {"OPENAI_PROXY_UPSTREAM_TIMEOUT_MS": "100"}
+GOOD = {"result": "success", "status": 200, "route": "relay", "method": "POST", "path": "/v1/chat/completions"}
+TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
+    "a success": (
+        saying(CHAT, answer(200, JSON, USED)),
+        {},
+        {
+            **GOOD,
+            **{"bytes_in": 8, "bytes_out": len(USED), "key": "key-1", "upstream_id": "req_1", "model": "gpt-4o"},
+            **{"tokens": {"input": 3, "output": 4, "total": 7}, "stream": False, "retries": 0, "timeout": 600.0},
+            **{"timeout_source": "default", "overloaded": False, "cancelled": False},
+        },
+    ),
+    "a stream": (
+        streaming,
+        {},
+        {**GOOD, "stream": True, "model": "m", "tokens": {"input": 1}, "bytes_out": len(EVENTS)},
+    ),
+    "an error of the upstream": (
+        saying(CHAT, answer(429, JSON)),
+        {},
+        {**GOOD, "status": 429, "result": "upstream_api_error"},
+    ),
+    "no key": (saying(request("POST", body=b"{}")), {}, {"status": 401, "result": "forbidden"}),
+    "no security key": (
+        saying(request("POST", b"/openai", body=b"{}")),
+        {},
+        {"status": 403, "result": "forbidden", "route": "openai"},
+    ),
+    "a bad request": (
+        saying(request("POST", b"/chatgpt", [(b"X-API-Key", CLIENT_KEY.encode())], b"{}")),
+        {},
+        {"status": 400, "result": "validation_error", "route": "chatgpt", "failure": "prompt: it is missing"},
+    ),
+    "a time limit of the caller": (
+        saying(
+            request(
+                "POST",
+                b"/openai2",
+                [(b"X-Request-Id", b"mine"), (b"X-API-Key", CLIENT_KEY.encode())],
+                b'{"timeout": 1000000000}',
+            ),
+            answer(200, JSON, b'{"model": "o3", "usage": {"input_tokens": 5}}'),
+        ),
+        {},
+        {
+            **{"timeout": 900.0, "timeout_source": "clamped", "route": "openai2", "incoming_id": "mine"},
+            **{"model": "o3", "tokens": {"input": 5}},
+        },
+    ),
+    "nobody there": (
+        saying(CHAT),
+        {"OXY_TARGET": "http://127.0.0.1:9"},
+        {"status": 502, "result": "upstream_transport", "failure": "Could not connect to the upstream"},
+    ),
+    "a silent upstream": (
+        silent,
+        SOON,
+        {"status": 504, "result": "upstream_timeout", "timed_out": "head", "timeout": 0.1},
+    ),
+    "a stream that falls silent": (
+        silent_in_the_midst,
+        SOON,
+        {"status": 200, "result": "upstream_timeout", "timed_out": "idle", "bytes_out": 5},
+    ),
+    "a stream that breaks off": (breaking_off, {}, {"status": 200, "result": "upstream_transport", "bytes_out": 5}),
+    "a client that hangs up": (hanging_up, {}, {"status": 499, "result": "client_cancelled", "cancelled": True}),
+    "a client that hangs up in a stream": (
+        hanging_up_in_the_midst,
+        {},
+        {"status": 200, "result": "client_cancelled", "cancelled": True, "bytes_out": 5},
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize("name", TOLD)
+async def test_the_ledger_tells_how_it_ended(start: Start, upstream: Upstream, history: Path, name: str) -> None:
+    play, settings, expected = TOLD[name]
+    entry = await told_of(start, history, play, upstream, **settings)
+    assert {fact: entry.get(fact) for fact in expected} == expected
+    if entry["status"] == 200:
+        assert 0 < entry["upstream_wait"] <= entry["first_byte"] <= entry["duration"]
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_an_answer_told_anew_counts_what_the_upstream_said(
+    start: Start, upstream: Upstream, history: Path
+) -> None:
+    said = request("POST", b"/chatgpt", [(b"X-API-Key", CLIENT_KEY.encode())], b'{"prompt": "p"}')
+    completion = b'{"choices": [{"message": {"content": "c"}}], ' + USED[1:]
+    entry = await told_of(start, history, saying(said, answer(200, JSON, completion)), upstream)
+    assert (entry["model"], entry["tokens"]) == ("gpt-4o", {"input": 3, "output": 4, "total": 7})
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_what_is_only_fetched_again_is_not_counted_again(start: Start, upstream: Upstream, history: Path) -> None:
+    said = request("GET", b"/v1/responses/1", [(b"X-API-Key", CLIENT_KEY.encode())])
+    assert "tokens" not in await told_of(start, history, saying(said, answer(200, JSON, USED)), upstream)
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_a_refusal_for_want_of_a_slot_is_an_overload(start: Start, upstream: Upstream, history: Path) -> None:
+    async with start(**SWAP, PROXY_HISTORY=str(history), OPENAI_PROXY_MAX_PARALLEL_REQUESTS="1") as proxy:
+        busy, refused = await proxy.connect(), await proxy.connect()
+        await busy.say(CHAT)
+        await (await upstream.accept()).hear()
+        await refused.say(CHAT)
+        assert (await refused.hear()).status == 503
+    overloads = [entry for entry in Recall(history).newest() if entry["overloaded"]]
+    assert [(entry["status"], entry["result"]) for entry in overloads] == [(503, "proxy_overloaded")]
+
+
+@pytest.mark.parametrize(("wanted", "told"), [("1", True), ("0", False)])
+async def test_how_long_it_took_is_told_where_it_is_wanted(
+    start: Start, upstream: Upstream, wanted: str, told: bool
+) -> None:
+    upstream.says(answer(headers=[(b"Server-Timing", b"model;dur=5")]))
+    async with start(PROXY_SERVER_TIMING=wanted) as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        theirs, *ours = (await client.hear()).all(b"server-timing")
+    assert theirs == b"model;dur=5"
+    assert bool(ours) == told
+    assert all(re.fullmatch(rb"proxy;dur=\d+\.\d{3}, upstream;dur=\d+\.\d{3}", value) for value in ours)
 
 
 class Present:

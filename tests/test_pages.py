@@ -170,7 +170,8 @@ async def test_the_pages_are_there_whatever_is_relayed(start: Start, listed: str
 
 
 @pytest.mark.parametrize(
-    "target", [b"/health/", b"/healthz", b"/Health", b"/health2", b"/v1/health", b"//", b"//health", b"/index.html"]
+    "target",
+    [b"/health/", b"/healthz", b"/Health", b"/logs", b"/v1/health", b"//", b"//health", b"/index.html"],
 )
 async def test_any_other_path_is_relayed(client: Peer, upstream: Upstream, target: bytes) -> None:
     upstream.says(answer(418))

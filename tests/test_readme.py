@@ -85,7 +85,7 @@ def snippets() -> list[tuple[str, str]]:
 
 
 def test_there_is_a_snippet_for_each_client() -> None:
-    assert [language for language, _ in snippets()] == ["sh", "python", "js", "sh", "go", "sh"]
+    assert [language for language, _ in snippets()] == ["sh", "python", "js", "sh", "go", "sh", "python"]
 
 
 @pytest.mark.parametrize(("language", "text"), snippets())

@@ -281,7 +281,7 @@ async def test_malformed_http_is_refused_and_goes_nowhere(client: Peer, upstream
 async def test_an_upgrade_is_relayed_as_the_plain_request_that_it_also_is(proxy: Running, upstream: Upstream) -> None:
     upstream.says(answer(426))
     client = await proxy.connect()
-    fields = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"), (b"X-API-Key", b"client-key-of-a-test")]
+    fields = [(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c"), (b"X-API-Key", b"client-key-of-a-test")]
     await client.say(request(headers=fields))
     assert (await client.hear()).status == 426
     assert [name for name, _ in upstream.heard[0].headers] == [b"host", b"authorization"]

@@ -11,6 +11,7 @@ import pytest
 
 from proxy.demo import CLIENT_KEY
 from tests.conftest import Running
+from tests.test_dial import found
 
 FOLDER = Path(__file__).parent / "node"
 # An SDK may ask for a newer Node than it needs; without a network npm is to give up at once.
@@ -40,6 +41,8 @@ CHECKS = [
     "an error of the upstream is the SDK's own",
     "a rate limit comes with its headers",
     "a wrong client key is an authentication error",
+    "a realtime talk, the key in a header",
+    "a realtime talk, the key in a subprotocol as in a browser",
     "a stream can be read with fetch alone",
 ]
 
@@ -75,11 +78,14 @@ def _install(npm: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def heard(node: str, demo_proxy: Running) -> dict[str, str | None]:
+def heard(node: str, demo_proxy: Running, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """The checks by name, each with the error that it ended with."""
+    authority = found(tmp_path_factory.mktemp("node"))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    environ["NODE_EXTRA_CA_CERTS"] = str(authority.file)
     run = subprocess.run(
-        [node, "sdk.mjs", demo_proxy.url, CLIENT_KEY],
+        # Node has had WebSocket without a flag since version 22.
+        [node, "--experimental-websocket", "sdk.mjs", demo_proxy.url, CLIENT_KEY, str(authority.server)],
         cwd=FOLDER,
         env=environ,
         capture_output=True,

@@ -20,6 +20,7 @@ from tests.conftest import Running
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # an SDK's client is made once: it costs more than all its calls
 
 ASKED = [{"role": "user", "content": "Wie geht's, Bär?"}]
+MESSAGE: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Wie geht's, Bär?"}]}
 FUNCTION = {
     "name": "weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
@@ -267,3 +268,40 @@ async def test_the_headers_of_both_the_api_and_the_proxy_arrive(sdk: Sdk) -> Non
     assert raw.headers["openai-version"] == "2020-10-01"
     assert raw.headers["x-request-id"].startswith("req_")
     assert raw.headers["x-proxy-request-id"]
+
+
+# ---- realtime
+
+
+HEARD = ["conversation.item.added", "conversation.item.done", "response.created", "response.output_item.added"]
+
+
+# The SDK's blocking client calls the library as it was before version 17.
+@pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")
+@pytest.mark.parametrize("way", [{}, {"extra_query": {"security_key": CLIENT_KEY}}], ids=["header", "query too"])
+async def test_a_realtime_talk(sdk: Sdk, way: dict[str, Any]) -> None:
+    def blocking() -> list[Any]:
+        with sdk.client.realtime.connect(model="gpt-realtime", **way) as talk:
+            heard = [talk.recv()]
+            talk.conversation.item.create(item=MESSAGE)
+            talk.response.create()
+            while heard[-1].type != "response.done":
+                heard.append(talk.recv())
+            return heard
+
+    async def waiting() -> list[Any]:
+        async with sdk.client.realtime.connect(model="gpt-realtime", **way) as talk:
+            heard = [await talk.recv()]
+            await talk.conversation.item.create(item=MESSAGE)
+            await talk.response.create()
+            while heard[-1].type != "response.done":
+                heard.append(await talk.recv())
+            return heard
+
+    heard = await (asyncio.to_thread(blocking) if isinstance(sdk.client, openai.OpenAI) else waiting())
+    assert [event.type for event in heard[:5]] == ["session.created", *HEARD]
+    said = heard[-1].response.output[0].content[0].transcript
+    assert "Wie geht's, Bär?" in said
+    deltas = [event.delta for event in heard if event.type == "response.output_audio_transcript.delta"]
+    assert "".join(deltas) == said
+    assert heard[-1].response.usage.output_tokens == len(deltas)

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import json
 import logging
 import os
 import re
@@ -474,10 +475,12 @@ def test_the_start_up_log_names_mode_and_target_and_no_key(
         announce(settings, sock)
         port = sock.getsockname()[1]
     told = capsys.readouterr().err
-    first, second, third = (line.partition(" INFO ")[2] for line in told.splitlines())
+    first, second, third, fourth = (line.partition(" INFO ")[2] for line in told.splitlines())
     assert first == f"oxy {__version__} listens on http://127.0.0.1:{port}"
     assert second == "target https://a.example:8443/v1, workers 3"
     assert third.startswith(f"mode {mode}")
+    assert fourth.startswith("not at their defaults: workers=3")
+    assert ("openai_api_key set" in fourth) == ("OPENAI_API_KEY" in environ)
     assert CLIENT_KEY not in told
     assert UPSTREAM_KEY not in told
 
@@ -513,8 +516,8 @@ def test_the_start_up_log_warns_of_names_that_are_no_settings(capsys: pytest.Cap
     ("message", "problem", "written"),
     [
         ("ASGI callable returned without completing response.", None, False),
-        ("Unsupported upgrade request.", None, False),
-        ("No supported WebSocket library detected. Please use ...", None, False),
+        ("ASGI callable returned without completing handshake.", None, False),
+        ("Invalid UTF-8 sequence received from client.", ValueError(), False),
         ("Exception in ASGI application\n", asyncio.CancelledError(), False),
         ("Exception in ASGI application\n", ValueError(), True),
         ("Invalid HTTP request received.", None, True),
@@ -528,7 +531,7 @@ def test_only_news_is_written(message: object, problem: BaseException | None, wr
 
 
 async def test_an_answer_left_torn_is_one_line_in_the_log(
-    start: Start, upstream: Upstream, capsys: pytest.CaptureFixture[str]
+    start: Start, upstream: Upstream, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with start() as proxy:
         client = await proxy.connect()
@@ -539,8 +542,10 @@ async def test_an_answer_left_torn_is_one_line_in_the_log(
         await client.until(b"one\r\n")
         await there.close()
         assert await client.rest() == b""
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r" WARNING exchange [0-9a-f]{32} failed with 502: ", line)
+    out, err = capfd.readouterr()
+    (line,) = out.splitlines()
+    assert json.loads(line)["result"] == "upstream_transport"
+    assert err == ""
 
 
 async def test_a_request_to_upgrade_is_relayed_in_silence(
@@ -549,7 +554,7 @@ async def test_a_request_to_upgrade_is_relayed_in_silence(
     upstream.says(answer())
     async with start() as proxy:
         client = await proxy.connect()
-        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]))
+        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c")]))
         assert (await client.hear()).status == 200
     assert capsys.readouterr().err == ""
 

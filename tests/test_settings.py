@@ -19,6 +19,11 @@ OPENAI = Target(scheme="https", host="api.openai.com", port=443)
 SECRET = "sk-planted"
 EXAMPLE = Path(__file__).parent.parent / ".env.example"
 
+CLIENT: dict[str, str] = {"SECURITY_KEY": "client"}
+DEPLOYMENTS = {"PROXY_AZURE": "deployments", "OPENAI_API_VERSION": "1"}
+# What a setting cannot stand without.
+BESIDE = {"OPENAI_API_KEY": CLIENT, "AZURE_OPENAI_API_KEY": CLIENT, "PROXY_AZURE_DEPLOYMENTS": DEPLOYMENTS}
+
 # One value for each setting there is, other than its default, and what becomes of it.
 TAKEN: list[tuple[str, str, str, Any]] = [
     ("OXY_TARGET", "http://a.example", "target", Target(scheme="http", host="a.example", port=80)),
@@ -51,8 +56,23 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("PROXY_CLIENT_TIMEOUT_MS", "60000", "client_timeout", 60.0),
     ("OPENAI_PROXY_MAX_PARALLEL_REQUESTS", "5", "max_parallel", 5),
     ("PROXY_SHUTDOWN_GRACE_MS", "1e3", "shutdown_grace", 1.0),
+    ("PROXY_SERVER_TIMING", "1", "server_timing", True),
+    ("PROXY_INCLUDE_USAGE", "1", "include_usage", True),
+    ("PROXY_LOG_FORMAT", "Text", "log_format", "text"),
+    ("PROXY_HISTORY", "/var/lib/oxy/history.sqlite", "history", Path("/var/lib/oxy/history.sqlite")),
+    ("PROXY_HISTORY_DAYS", "7", "history_days", 7),
+    ("PROXY_WEBSOCKETS", "off", "websockets", False),
+    ("PROXY_WEBSOCKET_MAX_MB", "1", "websocket_max", 1024 * 1024),
+    ("ACCESS_TOKEN", "letmein", "access_token", "letmein"),
     ("OXY_TRANSPORT", "HTTPX", "transport", "httpx"),
     ("OXY_HTTP2", "1", "http2", True),
+    ("AZURE_OPENAI_ENDPOINT", "https://c.example/", "target", Target(scheme="https", host="c.example", port=443)),
+    ("AZURE_OPENAI_API_KEY", "azure-1", "openai_api_key", "azure-1"),
+    ("PROXY_UPSTREAM_AUTH", "API-Key", "upstream_auth", "api-key"),
+    ("PROXY_AZURE", "V1", "azure", "v1"),
+    ("OPENAI_API_VERSION", "2024-10-21", "azure_version", "2024-10-21"),
+    ("PROXY_AZURE_DEPLOYMENTS", "gpt-4o = prod, a=b=c,", "azure_deployments", (("gpt-4o", "prod"), ("a", "b=c"))),
+    ("PROXY_ENTRA_SCOPE", "https://a.example/.default", "entra_scope", "https://a.example/.default"),
     ("HTTPS_PROXY", "http://proxy.example:3128", "outbound_proxy", "http://proxy.example:3128"),
     ("ALL_PROXY", "https://u:p@proxy.example", "outbound_proxy", "https://u:p@proxy.example"),
 ]
@@ -63,6 +83,7 @@ NO_TIME = "write a number of milliseconds above 0"
 NO_KEY = "it holds a space or a character that cannot stand in a header"
 NO_HOST = "its host name is not one"
 NO_ADDRESS = "not an address to listen on (a port belongs into OXY_PORT)"
+NO_PAIR = "write model=deployment, several separated by commas"
 NO_PRINT = "it holds a character that cannot be printed"
 
 NO_PROXY_URL = "not a proxy: write http://host:port, https://host:port or socks5://host:port"
@@ -79,10 +100,26 @@ REFUSED = [
     *((f"PROXY_{name}_TIMEOUT_MS", text, NO_TIME) for name in ("HEAD", "CLIENT") for text in ("0", "ten")),
     *(("OPENAI_PROXY_MAX_PARALLEL_REQUESTS", text, NO_NUMBER) for text in ("0", "-1", "many")),
     *(("PROXY_KEEP_ALIVE_MS", text, NO_TIME) for text in ("0", "ten")),
+    *(("PROXY_WEBSOCKET_MAX_MB", text, NO_NUMBER) for text in ("0", "1.5", "much")),
+    *(("PROXY_WEBSOCKETS", text, "write 1 or 0") for text in ("2", "ws")),
     *(("PROXY_OPEN", text, "write 1 or 0") for text in ("2", "maybe", "-")),
     *(("PROXY_FORWARDED", text, "write drop, append or pass") for text in ("none", "1", "drop,append")),
+    *(("PROXY_SERVER_TIMING", text, "write 1 or 0") for text in ("2", "ms")),
+    *(("PROXY_INCLUDE_USAGE", text, "write 1 or 0") for text in ("2", "always")),
+    *(("PROXY_LOG_FORMAT", text, "write json or text") for text in ("yaml", "1")),
+    *(("PROXY_HISTORY_DAYS", text, NO_NUMBER) for text in ("0", "1.5", "30d")),
     *(("OXY_TRANSPORT", text, "write auto, fast or httpx") for text in ("slow", "1")),
     *(("OXY_HTTP2", text, "write 1 or 0") for text in ("2", "h2c")),
+    *(("PROXY_AZURE", text, "write off, v1 or deployments") for text in ("on", "v2", "1")),
+    *(("PROXY_UPSTREAM_AUTH", text, "write auto, bearer, api-key or entra") for text in ("key", "api_key")),
+    *(("PROXY_AZURE_DEPLOYMENTS", text, NO_PAIR) for text in ("gpt-4o", "a=b,c", "=b", "a=", "a= ,c=d")),
+    ("PROXY_AZURE_DEPLOYMENTS", ",", "it lists nothing"),
+    *((name, "a b", NO_KEY) for name in ("AZURE_OPENAI_API_KEY", "OPENAI_API_VERSION", "PROXY_ENTRA_SCOPE")),
+    (
+        "AZURE_OPENAI_ENDPOINT",
+        "https://u:p@a",
+        "it holds a user name or password: put the key into OPENAI_API_KEY instead",
+    ),
     *((name, text, NO_PROXY_URL) for name in ("HTTPS_PROXY", "ALL_PROXY") for text in NO_PROXIES),
     *(("OPENAI_API_KEY", text, NO_KEY) for text in ("sk 1", "sk-ü")),
     *(("OPENAI_PROJECT_KEY", text, NO_KEY) for text in ("proj 1", "ü")),
@@ -133,8 +170,7 @@ def test_each_setting_arrives(
     settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch, name: str, text: str, field: str, value: object
 ) -> None:
     monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
-    others = {"OPENAI_API_KEY": {"SECURITY_KEY": "client"}}.get(name, {})
-    settings = settings_of(**{name: f" {text} "}, **others)
+    settings = settings_of(**{name: f" {text} "}, **BESIDE.get(name, {}))
     assert getattr(settings, field) == value
     assert getattr(Settings(target=OPENAI), field) != value
 
@@ -353,6 +389,10 @@ def test_a_mistyped_name_in_a_file_is_noted_with_the_likely_one(tmp_path: Path) 
         ({"PROXY_X_API_KEY": "c"}, "guarded"),
         ({"SECURITY_KEY": "c"}, "guarded"),
         ({"OPENAI_API_KEY": "u", "PROXY_OPEN": "1"}, "open"),
+        ({"AZURE_OPENAI_API_KEY": "u", "PROXY_X_API_KEY": "c"}, "swap"),
+        ({"PROXY_UPSTREAM_AUTH": "entra", "PROXY_X_API_KEY": "c"}, "swap"),
+        ({"PROXY_UPSTREAM_AUTH": "entra", "PROXY_OPEN": "1"}, "open"),
+        ({"PROXY_UPSTREAM_AUTH": "api-key", "PROXY_X_API_KEY": "c"}, "guarded"),
     ],
 )
 def test_the_mode_follows_from_the_keys(settings_of: SettingsOf, environ: dict[str, str], mode: str) -> None:
@@ -372,9 +412,34 @@ def test_the_mode_follows_from_the_keys(settings_of: SettingsOf, environ: dict[s
             "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS",
         ),
         ({"OPENAI_API_KEY": "u", "SECURITY_KEY": "u"}, "a client key is the same as OPENAI_API_KEY"),
+        ({"AZURE_OPENAI_API_KEY": "u", "SECURITY_KEY": "u"}, "a client key is the same as OPENAI_API_KEY"),
+        ({"AZURE_OPENAI_API_KEY": "u"}, "OPENAI_API_KEY is set, but no client key"),
+        ({"PROXY_UPSTREAM_AUTH": "entra"}, "PROXY_UPSTREAM_AUTH is set, but no client key"),
+        (
+            {"PROXY_UPSTREAM_AUTH": "entra", "OPENAI_API_KEY": "u", **CLIENT},
+            "PROXY_UPSTREAM_AUTH=entra takes the place",
+        ),
+        (
+            {"OPENAI_API_KEY": "u", "AZURE_OPENAI_API_KEY": "v", **CLIENT},
+            "AZURE_OPENAI_API_KEY and OPENAI_API_KEY are both set, and differ: remove one of the two",
+        ),
+        (
+            {"OXY_TARGET": "https://a.example", "AZURE_OPENAI_ENDPOINT": "https://b.example"},
+            "AZURE_OPENAI_ENDPOINT and OXY_TARGET are both set, and differ: remove one of the two",
+        ),
+        (
+            {"OPENAI_BASE_URL": "https://a.example", "AZURE_OPENAI_ENDPOINT": "https://b.example"},
+            "AZURE_OPENAI_ENDPOINT and OPENAI_BASE_URL are both set, and differ: remove one of the two",
+        ),
+        ({"PROXY_AZURE": "deployments"}, "PROXY_AZURE=deployments needs OPENAI_API_VERSION"),
+        ({"PROXY_AZURE_DEPLOYMENTS": "a=b"}, "PROXY_AZURE_DEPLOYMENTS is for PROXY_AZURE=deployments alone"),
+        ({"PROXY_AZURE_DEPLOYMENTS": "a=b", "PROXY_AZURE": "v1"}, "PROXY_AZURE_DEPLOYMENTS is for"),
+        ({"PROXY_AZURE": "v1", "OXY_TARGET": "https://a.example/openai/v1/"}, "PROXY_AZURE makes the paths"),
     ],
 )
-def test_keys_that_contradict_one_another_are_refused(tmp_path: Path, environ: dict[str, str], beginning: str) -> None:
+def test_settings_that_contradict_one_another_are_refused(
+    tmp_path: Path, environ: dict[str, str], beginning: str
+) -> None:
     (told,) = complaints(tmp_path, **environ)
     assert told.startswith(beginning)
 
@@ -526,6 +591,28 @@ def test_what_takes_one_more_package_says_so_unless_it_is_there(
     assert complaint.endswith(f"pip install {package}")
     monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
     assert settings_of(**{name: value}).way == "httpx"
+
+
+def test_azure_s_names_may_say_the_same_as_ours(settings_of: SettingsOf) -> None:
+    ours = {"OXY_TARGET": "https://a.example/", "OPENAI_API_KEY": "u", **CLIENT}
+    both = settings_of(**ours, AZURE_OPENAI_ENDPOINT="https://A.example:443", AZURE_OPENAI_API_KEY="u")
+    assert both == settings_of(**ours)
+
+
+@pytest.mark.parametrize("there", [(), ("azure",)], ids=["nothing of Azure", "another part of Azure"])
+def test_entra_takes_a_package_and_says_so_unless_it_is_there(
+    settings_of: SettingsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]
+) -> None:
+    def find(name: str) -> object:
+        if name == "azure.identity" and not there:
+            raise ModuleNotFoundError(name)  # as importlib does where the package around it is missing
+        return object() if name in there else None
+
+    wanted = {"PROXY_UPSTREAM_AUTH": "Entra", **CLIENT}
+    assert settings_of(**wanted).upstream_auth == "entra"
+    monkeypatch.setattr("proxy.values.find_spec", find)
+    (complaint,) = complaints(tmp_path, **wanted)
+    assert complaint == "PROXY_UPSTREAM_AUTH: entra takes one more package: pip install 'oxy-proxy[azure]'"
 
 
 @pytest.mark.parametrize("wish", [{"OXY_HTTP2": "1"}, {"HTTPS_PROXY": "http://proxy.example"}])

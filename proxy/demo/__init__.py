@@ -12,9 +12,11 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import WebSocketRoute
 
 from proxy.demo.api import Api
 from proxy.demo.desk import UPSTREAM_KEY, Doorman, refuse
+from proxy.demo.realtime import Realtime
 
 __all__ = ["CLIENT_KEY", "UPSTREAM_KEY", "create_demo", "start_demo"]
 
@@ -24,7 +26,10 @@ CLIENT_KEY = "demo-client-key"
 def create_demo(*, pace: float = 0.06) -> Starlette:
     """Return the demo as an ASGI app with an empty memory; `pace` is the seconds between two streamed words."""
     handlers = {HTTPException: refuse}
-    app = Starlette(routes=Api(pace=pace).routes(), middleware=[Middleware(Doorman)], exception_handlers=handlers)
+    realtime = WebSocketRoute("/v1/realtime", Realtime(pace=pace).serve)
+    app = Starlette(
+        routes=[*Api(pace=pace).routes(), realtime], middleware=[Middleware(Doorman)], exception_handlers=handlers
+    )
     app.router.redirect_slashes = False  # the API does not either
     return app
 
@@ -41,7 +46,12 @@ def start_demo(*, pace: float = 0.06) -> str:
     listener.listen()
     # In a thread uvicorn leaves signals alone. Its log would be one more on the screen of a newcomer.
     config = uvicorn.Config(
-        create_demo(pace=pace), loop="asyncio", ws="none", lifespan="off", access_log=False, log_config=None
+        create_demo(pace=pace),
+        loop="asyncio",
+        ws="websockets-sansio",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
     )
     threading.Thread(target=uvicorn.Server(config).run, args=([listener],), name="demo", daemon=True).start()
     host, port = listener.getsockname()

@@ -19,6 +19,10 @@ from proxy.demo.voice import Json
 
 UPSTREAM_KEY = "sk-demo-upstream-key"
 CREDENTIALS = {(b"authorization", b"Bearer " + UPSTREAM_KEY.encode()), (b"api-key", UPSTREAM_KEY.encode())}
+KEY_ITEM = "openai-insecure-api-key."  # a browser shows its key in a subprotocol
+TURNED_AWAY = (
+    "Incorrect API key provided. The demo API takes only the key that the proxy holds: call the proxy instead."
+)
 MAX_BODY = 32 * 1024 * 1024
 
 MODELS = re.compile(r"(gpt-|o[134]|text-embedding-|whisper|tts|dall-e|chatgpt|omni-moderation|davinci|babbage).*")
@@ -154,6 +158,13 @@ async def refuse(request: Request, problem: Exception) -> Response:
     return tell({"error": refusal.error}, status=refusal.status_code, headers=dict(refusal.headers or {}))
 
 
+def shows_the_key(scope: Scope) -> bool:
+    """Tell whether a request shows the upstream key and no other credential."""
+    shown = {pair for pair in scope["headers"] if pair[0] in (b"authorization", b"api-key")}
+    items = {item for item in scope.get("subprotocols", ()) if item.startswith(KEY_ITEM)}
+    return bool(shown | items) and shown <= CREDENTIALS and items <= {KEY_ITEM + UPSTREAM_KEY}
+
+
 class Doorman:
     """Lets in who shows the upstream key and no other credential, bounds bodies, puts OpenAI's headers on answers."""
 
@@ -184,16 +195,12 @@ class Doorman:
                 ]
             await send(message)
 
-        shown = {pair for pair in scope["headers"] if pair[0] in (b"authorization", b"api-key")}
-        app = self._app if shown and shown <= CREDENTIALS else self._turn_away
+        app = self._app if shows_the_key(scope) else self._turn_away
         with suppress(ClientDisconnect):  # whoever is gone wants no answer
             await app(scope, bounded, signed)
 
     async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = (
-            "Incorrect API key provided. The demo API takes only the key that the proxy holds: call the proxy instead."
-        )
-        answer = await refuse(Request(scope), Refusal(401, message, code="invalid_api_key"))
+        answer = await refuse(Request(scope), Refusal(401, TURNED_AWAY, code="invalid_api_key"))
         await answer(scope, receive, send)
 
 

@@ -6,6 +6,7 @@ form, nothing is held but the head of one part, one value for each own field, an
 """
 
 import logging
+from collections.abc import Collection
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
@@ -37,13 +38,14 @@ class Form:
     After a BadRequest the form is lost, but `own` still tells what was heard before it.
     """
 
-    def __init__(self, content_type: bytes) -> None:
+    def __init__(self, content_type: bytes, own: Collection[str] = OWN) -> None:
         """Raise BadRequest if the content type is not that of a form, or has no boundary that can be used."""
         boundary = _boundary(content_type)
         self.content_type = content_type
         self.own: dict[str, str] = {}
         self.repeated: set[str] = set()
         self.file_begun = False
+        self._names = frozenset(own)
         self._defaults = dict(DEFAULTS)  # those still to be added
         self._complete = False
         self._boundaries = 0
@@ -123,7 +125,7 @@ class Form:
     def _begin_content(self) -> None:
         """Decide by its name what becomes of a part."""
         self._name = self._name_in_head()
-        if self._name in OWN:
+        if self._name in self._names:
             self._room = MOST_VALUE
             return
         self._defaults.pop(self._name, None)
@@ -131,14 +133,14 @@ class Form:
         self._ready.append(self._rendered(self._head))
 
     def _hear_content(self, data: bytes, start: int, end: int) -> None:
-        if self._name in OWN:
+        if self._name in self._names:
             self._take_room(end - start)
             self._value += data[start:end]
         elif self._name:
             self._ready.append(data[start:end])
 
     def _end_part(self) -> None:
-        if self._name in OWN:
+        if self._name in self._names:
             self._keep()
         elif self._name:
             self._ready.append(b"\r\n")

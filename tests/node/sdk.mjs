@@ -1,10 +1,16 @@
-// The official Node SDK against a proxy: `node sdk.mjs URL CLIENT_KEY` prints one line of JSON for each check.
+// The official Node SDK against a proxy: `node sdk.mjs URL CLIENT_KEY PEM` prints one line of JSON for each check. PEM is
+// key and certificate of `localhost`: for WebSocket the SDK wants TLS.
 // The names of the checks stand in test_sdk_node.py as well, which holds the two lists together.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import net from 'node:net';
+import tls from 'node:tls';
 import OpenAI, { toFile } from 'openai';
+import { OpenAIRealtimeWebSocket } from 'openai/realtime/websocket';
+import { OpenAIRealtimeWS } from 'openai/realtime/ws';
 
-const [, , url, apiKey] = process.argv;
+const [, , url, apiKey, pem] = process.argv;
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
 
 const messages = [{ role: 'user', content: "Wie geht's, Bär?" }];
@@ -32,6 +38,38 @@ async function failure(promise, kind) {
 
 function decoded(base64) {
   return Buffer.from(base64, 'base64').toString('latin1');
+}
+
+// What stands before a proxy that speaks no TLS of its own.
+const terminator = tls.createServer({ key: readFileSync(pem), cert: readFileSync(pem) }, (client) => {
+  const proxy = net.connect(new URL(url).port, '127.0.0.1');
+  client.pipe(proxy).pipe(client);
+  client.on('error', () => proxy.destroy());
+  proxy.on('error', () => client.destroy());
+});
+await new Promise((listening) => terminator.listen(0, '127.0.0.1', listening));
+terminator.unref();
+
+async function talk(Realtime) {
+  const secure = client.withOptions({ baseURL: `https://localhost:${terminator.address().port}/v1` });
+  const realtime = new Realtime({ model: 'gpt-realtime' }, secure);
+  const heard = [];
+  await new Promise((done, failed) => {
+    realtime.on('event', (event) => heard.push(event));
+    realtime.on('error', failed);
+    realtime.on('response.done', done);
+    realtime.on('session.created', () => {
+      const content = [{ type: 'input_text', text: "Wie geht's, Bär?" }];
+      realtime.send({ type: 'conversation.item.create', item: { type: 'message', role: 'user', content } });
+      realtime.send({ type: 'response.create' });
+    });
+  });
+  realtime.close();
+  const deltas = heard.filter((event) => event.type === 'response.output_audio_transcript.delta');
+  const { output, usage } = heard.at(-1).response;
+  assert.equal(deltas.map((event) => event.delta).join(''), output[0].content[0].transcript);
+  assert.ok(output[0].content[0].transcript.includes("Wie geht's, Bär?"));
+  assert.equal(usage.output_tokens, deltas.length);
 }
 
 const checks = {
@@ -192,6 +230,10 @@ const checks = {
     const { status } = await failure(stranger.models.list(), OpenAI.AuthenticationError);
     assert.equal(status, 401);
   },
+
+  'a realtime talk, the key in a header': () => talk(OpenAIRealtimeWS),
+
+  'a realtime talk, the key in a subprotocol as in a browser': () => talk(OpenAIRealtimeWebSocket),
 
   'a stream can be read with fetch alone': async () => {
     const answer = await fetch(`${url}/v1/chat/completions`, {

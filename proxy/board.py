@@ -1,0 +1,198 @@
+"""`/log` and `/log_errors`: totals, charts, the newest entries, and a stream of Server-Sent Events that keeps them new.
+
+All of it comes from the history, which all workers share, so that it does not matter which of them is asked. What
+reads the file and makes HTML of it does so in a thread, so that no exchange waits for it.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from proxy.entry import Facts, status_class
+from proxy.fresh import Fresh
+from proxy.markup import NOTHING, Html, View, joined
+from proxy.overview import Overview
+from proxy.readable import UNKNOWN, count, size, span
+from proxy.recall import NoHistory, Recall
+from proxy.shell import Shell
+
+CLASSES = ("2xx", "3xx", "4xx", "5xx", "none")
+EVENTS = "text/event-stream"
+TURN = 1.0  # seconds between two looks into the history
+SILENCE = 15  # turns after which a stream says that it is alive
+OVERVIEW_LIFE = 2.0  # seconds
+LONGEST_FILTER = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which entries are wanted; None is all."""
+
+    route: str | None = None
+    model: str | None = None
+    status: str | None = None
+    request_id: str | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> "Filters":
+        """Return those of a request's query."""
+        given = {name: request.query_params.get(name, "").strip()[:LONGEST_FILTER] or None for name in cls.__slots__}
+        if given["status"] not in CLASSES:
+            given["status"] = None
+        return cls(**given)
+
+    def query(self) -> str:
+        """Return them as a query."""
+        return urlencode({name: value for name, value in asdict(self).items() if value is not None})
+
+
+class Board:
+    """One of the two pages, and its stream. `failed` is whether only errors are shown."""
+
+    def __init__(self, recall: Recall, shell: Shell, overview: Fresh[Html], *, path: str, failed: bool) -> None:
+        self._recall = recall
+        self._shell = shell
+        self._overview = overview
+        self._path = path
+        self._failed = failed
+        self._log, self._entry, self._option, self._none = View("log"), View("entry"), View("option"), View("none")
+
+    async def page(self, request: Request) -> Response:
+        """Return the page."""
+        filters = Filters.of(request)
+        title = "Errors" if self._failed else "Log"
+        try:
+            overview = await self._overview()
+            content = await asyncio.to_thread(self._content, filters, overview)
+        except NoHistory as problem:
+            return HTMLResponse(self._shell.notice(title, str(problem), at=self._path), 503)
+        return HTMLResponse(self._shell(title, content, at=self._path, script="board.js"))
+
+    async def live(self, request: Request) -> Response:
+        """Return the stream of what is new since the entry `after`, or since the one that a broken stream came to."""
+        if request.method == "HEAD":
+            return Response(media_type=EVENTS)
+        given = request.headers.get("last-event-id") or request.query_params.get("after", "")
+        after = int(given) if given.isascii() and given.isdigit() and len(given) < 16 else 0
+        return EventStream(self._events(request, Filters.of(request), after))
+
+    async def _events(self, request: Request, filters: Filters, after: int) -> AsyncIterator[bytes]:
+        shown, silent = NOTHING, 0
+        while not request.scope["line"].stopping:
+            said = []
+            try:
+                overview = await self._overview()
+                latest, rows = await asyncio.to_thread(self._newest, filters, after)
+            except NoHistory as problem:
+                overview, latest, rows = shown, after, NOTHING
+                said.append(event("trouble", str(problem)))
+            if rows:
+                after = latest
+                said.append(event("entries", rows, latest))
+            if overview != shown:
+                shown = overview
+                said.append(event("overview", overview))
+            silent = 0 if said else silent + 1
+            if silent == SILENCE:
+                silent = 0
+                said.append(b": alive\n\n")
+            yield b"".join(said)
+            await asyncio.sleep(TURN)
+
+    def _content(self, filters: Filters, overview: Html) -> Html:
+        routes, models = ([row["of"] for row in self._recall.usage(by) if row["of"]] for by in ("route", "model"))
+        latest, rows = self._newest(filters, 0)
+        return self._log(
+            overview=overview,
+            live=f"{self._path}/live?{filters.query()}",
+            after=latest,
+            path=self._path,
+            routes=self._options(routes, filters.route),
+            statuses=self._options(CLASSES, filters.status),
+            models=self._options(models, None),
+            model=filters.model or "",
+            request_id=filters.request_id or "",
+            entries=rows or self._none(),
+        )
+
+    def _newest(self, filters: Filters, after: int) -> tuple[int, Html]:
+        """Return the rows of what came after that number, and the number that they come to."""
+        entries = self._recall.newest(after=after, failed=self._failed, **asdict(filters))
+        rows = joined(*(self._entry(**shown(facts)) for facts in entries))
+        return (entries[0]["number"] if entries else after), rows
+
+    def _options(self, values: Sequence[str], chosen: str | None) -> Html:
+        # A route that was chosen and has no entry is still the one that was chosen.
+        known = values if chosen is None or chosen in values else (*values, chosen)
+        marks = {True: Html(" selected"), False: NOTHING}
+        return joined(*(self._option(value=value, selected=marks[value == chosen]) for value in known))
+
+
+def shown(facts: Facts) -> dict[str, Any]:
+    """Return what a row of the table shows of an entry."""
+    tokens = facts.get("tokens", {})
+    failure = ": ".join(facts[name] for name in ("failure", "detail") if name in facts)
+    return {
+        "time": facts["time"],
+        "date": facts["time"][:10],
+        "clock": facts["time"][11:23],
+        "status": facts.get("status", UNKNOWN),
+        "kind": status_class(facts.get("status")),
+        "method": facts["method"],
+        "path": facts["path"],
+        "result": facts["result"],
+        "failure": failure,
+        "model": facts.get("model", UNKNOWN),
+        "route": facts["route"],
+        "duration": span(facts["duration"]),
+        "first_byte": span(facts.get("first_byte")),
+        "input": count(tokens.get("input")),
+        "output": count(tokens.get("output")),
+        "bytes_in": size(facts["bytes_in"]),
+        "bytes_out": size(facts["bytes_out"]),
+        "id": facts["id"],
+        "facts": json.dumps({name: value for name, value in facts.items() if name != "number"}, indent=1),
+    }
+
+
+def event(name: str, data: object, number: int | None = None) -> bytes:
+    """Return an event (WHATWG HTML 9.2.5). Its data are JSON, which is one line whatever is in it."""
+    mark = f"id: {number}\n" if number is not None else ""
+    return f"{mark}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+class EventStream(Response):
+    """A response that goes on until its events end. A client that hangs up has its task cancelled by the server."""
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(media_type=EVENTS)
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send each event as it comes."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for piece in self._events:
+            if piece:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+
+
+def boards(recall: Recall, shell: Shell, overview: Overview) -> tuple[Board, Board]:
+    """Return the page of all entries and that of errors; both look at the same totals."""
+
+    async def look() -> Html:
+        return await asyncio.to_thread(overview)
+
+    shared = Fresh(look, OVERVIEW_LIFE)
+    return (
+        Board(recall, shell, shared, path="/log", failed=False),
+        Board(recall, shell, shared, path="/log_errors", failed=True),
+    )

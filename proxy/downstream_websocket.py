@@ -1,0 +1,104 @@
+"""The client's bank of a WebSocket: the one file that speaks ASGI's messages for it (`upgrade` adds some)."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Protocol
+
+from starlette.types import Message, Receive, Scope, Send
+
+from proxy.errors import Failure, Fields, Pairs
+from proxy.exchange import ABNORMAL, BROKEN, GOING_AWAY, Close, Exchange
+from proxy.handshake import offered_subprotocols, without_handshake
+from proxy.headers import inbound
+
+
+class Line(Protocol):
+    """The client's connection, as far as an exchange knows it."""
+
+    gone: bool
+
+    @property
+    def broke(self) -> bool: ...
+
+
+class WebSocketDownstream:
+    """The client's side of one exchange over WebSocket. `closing` is how the client ended it, once it has.
+
+    `headers`, `fields` and `target` are those of the handshake, less what is the handshake's own.
+    """
+
+    upload = None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._line: Line = scope["line"]
+        self.accepted = False
+        self.method = "GET"
+        self.headers: Pairs = without_handshake(scope["headers"])
+        self.fields: Fields = scope["fields"]
+        self.target: bytes = scope["target"]
+        self.subprotocols = offered_subprotocols(scope["headers"])
+        self.closing: Close | None = None
+
+    @property
+    def client_address(self) -> bytes | None:
+        """The address that the connection came from, if the server knows it."""
+        client = self._scope["client"]
+        return client[0].encode() if client else None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has hung up."""
+        return self._line.gone
+
+    async def accept(self, exchange: Exchange, subprotocol: str | None, headers: Pairs) -> None:
+        """Let the session begin."""
+        self.accepted = True
+        fields = without_handshake(inbound(headers)) + exchange.ids
+        await self._say({"type": "websocket.accept", "subprotocol": subprotocol, "headers": fields})
+
+    async def answer(self, exchange: Exchange, status: int, headers: Pairs, body: bytes) -> None:
+        """Let no session begin: pass on this answer of the upstream's instead."""
+        fields = [pair for pair in inbound(headers) if pair[0] != b"content-length"]
+        await self._answer(exchange, status, fields, body)
+
+    async def refuse(self, exchange: Exchange, failure: Failure) -> None:
+        """Answer with a failure, or close a session that has begun."""
+        if self.accepted:
+            await self.close(Close(BROKEN, str(failure)))
+            return
+        body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
+        headers = [(b"content-type", b"application/json"), *failure.headers]
+        await self._answer(exchange, failure.status, headers, body)
+
+    async def messages(self) -> AsyncIterator[str | bytes]:
+        """Yield what the client says until it closes; reading on is the backpressure."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.receive":
+                text = message.get("text")
+                yield message["bytes"] if text is None else text
+            elif message["type"] == "websocket.disconnect":
+                said = not self._line.broke or message["code"] == GOING_AWAY
+                self.closing = Close(message["code"], message.get("reason") or "") if said else Close(ABNORMAL)
+                return
+
+    async def send(self, message: str | bytes) -> None:
+        """Pass on a message, and wait while the client reads too slowly. Silent once the client is gone."""
+        kind = "text" if isinstance(message, str) else "bytes"
+        await self._say({"type": "websocket.send", kind: message})
+
+    async def close(self, close: Close) -> None:
+        """Close. Silent once the client has."""
+        await self._say({"type": "websocket.close", "code": close.sayable, "reason": close.reason})
+
+    async def _answer(self, exchange: Exchange, status: int, headers: Pairs, body: bytes) -> None:
+        fields = [*headers, (b"content-length", str(len(body)).encode()), *exchange.ids]
+        await self._say({"type": "websocket.http.response.start", "status": status, "headers": fields})
+        await self._say({"type": "websocket.http.response.body", "body": body})
+
+    async def _say(self, message: Message) -> None:
+        with suppress(OSError):  # that is how ASGI says that nobody hears it
+            await self._send(message)

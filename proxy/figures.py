@@ -1,0 +1,101 @@
+"""Figures that several processes add up: counters, histograms and gauges as plain numbers.
+
+A process that shares its figures keeps them in a file of its own, which it replaces as a whole, so that whoever reads
+finds them as they were at one moment. What a process has counted stays in the sum when it is gone; its gauges do not.
+"""
+
+import json
+import os
+import uuid
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+Labels = tuple[str, ...]
+Numbers = defaultdict[str, dict[Labels, float]]
+Buckets = defaultdict[str, dict[Labels, list[float]]]
+Value = TypeVar("Value")
+
+
+class Figures:
+    """Values by name and labels. A histogram is its counts up to each bound, the count of all, and their sum."""
+
+    def __init__(self) -> None:
+        self.counters: Numbers = defaultdict(dict)
+        self.gauges: Numbers = defaultdict(dict)
+        self.histograms: Buckets = defaultdict(dict)
+
+    def count(self, name: str, labels: Labels, amount: float) -> None:
+        """Add to a counter."""
+        counter = self.counters[name]
+        counter[labels] = counter.get(labels, 0) + amount
+
+    def observe(self, name: str, labels: Labels, values: Sequence[float], bounds: Sequence[float]) -> None:
+        """Add values to a histogram, all at once: that takes one look for each bound instead of one for each value."""
+        if values:
+            ordered = sorted(values)
+            counts = [bisect_right(ordered, bound) for bound in bounds]
+            self._add(name, labels, [*counts, len(ordered), sum(ordered)])
+
+    def add(self, other: "Figures", *, lives: bool, least: frozenset[str]) -> None:
+        """Add those of another process, its gauges only if it lives; of gauges in `least` the lowest one counts."""
+        for name, labels, amount in _series(other.counters):
+            self.count(name, labels, amount)
+        for name, labels, values in _series(other.histograms):
+            self._add(name, labels, values)
+        for name, labels, value in _series(other.gauges) if lives else ():
+            gauge, together = self.gauges[name], min if name in least else sum
+            gauge[labels] = together((gauge[labels], value)) if labels in gauge else value
+
+    def _add(self, name: str, labels: Labels, values: Sequence[float]) -> None:
+        histogram = self.histograms[name]
+        before = histogram.get(labels, [0] * len(values))
+        histogram[labels] = [one + other for one, other in zip(before, values, strict=True)]
+
+
+def _series(kind: Mapping[str, Mapping[Labels, Value]]) -> Iterator[tuple[str, Labels, Value]]:
+    for name, values in kind.items():
+        for labels, value in values.items():
+            yield name, labels, value
+
+
+class SharedFile:
+    """Where a process keeps its figures for the others in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / f"{os.getpid()}-{uuid.uuid4().hex}.json"  # a number of a process comes again
+
+    def write(self, figures: Figures) -> None:
+        """Replace what is there."""
+        kinds = (figures.counters, figures.gauges, figures.histograms)
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps([list(_series(kind)) for kind in kinds]), encoding="utf-8")
+        new.replace(self._file)
+
+
+def of_all(folder: Path, least: frozenset[str]) -> Figures:
+    """Return the figures of all processes that ever shared theirs in this folder, added up."""
+    together = Figures()
+    for file in folder.glob("*.json"):
+        one = Figures()
+        counters, gauges, histograms = json.loads(file.read_text(encoding="utf-8"))
+        for name, labels, value in counters:
+            one.counters[name][tuple(labels)] = value
+        for name, labels, value in gauges:
+            one.gauges[name][tuple(labels)] = value
+        for name, labels, values in histograms:
+            one.histograms[name][tuple(labels)] = values
+        together.add(one, lives=_lives(int(file.name.partition("-")[0])), least=least)
+    return together
+
+
+def _lives(pid: int) -> bool:
+    if os.name == "nt":  # pragma: no cover  there, the question ends the process that it is asked of
+        return True
+    try:
+        os.kill(pid, 0)  # asks whether there is such a process
+    except OSError:  # or it is somebody else's
+        return False
+    return True

@@ -1,0 +1,197 @@
+"""The history: entries and totals in one SQLite file, shared by the workers.
+
+Entries are kept as they are, the newest of them; totals by the hour, route, model, key and class of status, and for a
+while by the minute; times in classes 5 % wide, from which quantiles are read (`recall`). All are written by the same
+batch in one transaction, so that a worker that is killed loses the batch that was gathering and no more. WAL lets pages
+read meanwhile. Without a sync for each transaction, a machine that loses its power may lose the last ones
+(sqlite.org/pragma.html#pragma_synchronous).
+"""
+
+import logging
+import math
+import sqlite3
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import add, attrgetter
+from pathlib import Path
+from typing import Any
+
+from proxy.entry import Entry, FirstFew, failed, status_class
+from proxy.tables import (
+    ADD_ENTRIES,
+    ADD_ENTRY,
+    ADD_HOURLY,
+    ADD_MINUTELY,
+    ADD_TIMES,
+    AT_ONCE,
+    DAY,
+    HOUR,
+    KEEP_THE_NEWEST,
+    MINUTE,
+    SUMS,
+    TOKENS,
+    opened,
+    prune,
+    time_class,
+)
+
+MOST_ENTRIES = 100_000  # about 90 MB with their indexes
+MOST_UNWRITTEN = 10_000
+MOST_MODELS = 100  # by name; see `FirstFew`
+RETRY = 5.0  # seconds
+PRUNING = 60.0  # seconds
+
+log = logging.getLogger("oxy")
+
+Values = tuple[float, ...]
+Group = tuple[int, str, str | None, str | None, int | None]
+
+# The attributes of an exchange that go as they are into a row of entries, and into totals.
+_columns = attrgetter("began", "id", "incoming_id", "route", "model")
+_measures = attrgetter(
+    *("overloaded", "cancelled", "retries", "bytes_in", "bytes_out"),
+    *("duration", "first_byte"),
+)
+
+
+class History:
+    """A book that is an SQLite file. What it cannot write now it tries again later; `dropped` were too many to wait."""
+
+    name = "history"
+
+    def __init__(self, path: Path, days: int) -> None:
+        self._path = path
+        self._days = days
+        self._db: sqlite3.Connection | None = None
+        self._model = FirstFew(MOST_MODELS)
+        self._unwritten: list[Entry] = []
+        self._not_before = self._next_pruning = -math.inf
+        self._failing = False
+        self.dropped = 0
+
+    def __repr__(self) -> str:
+        return f"<History {self._path}, {len(self._unwritten)} unwritten, {self.dropped} dropped>"
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Write these entries and those that could not be written before."""
+        self._unwritten.extend(entries)
+        if too_many := self._unwritten[:-MOST_UNWRITTEN]:
+            del self._unwritten[: len(too_many)]
+            self.dropped += len(too_many)
+        now = time.monotonic()
+        if now < self._not_before or not (self._unwritten or now >= self._next_pruning):
+            return
+        try:
+            self._transact(now)
+        except (sqlite3.Error, OSError) as problem:
+            self._rest(problem)
+        except Exception:  # a fault of ours, which would come again with each try
+            self._hang_up()
+            self.dropped += len(self._unwritten)
+            self._unwritten.clear()
+            raise
+
+    def close(self, patience: float) -> None:
+        """Close the file; what could not be written by now is lost. Called when nobody writes any more."""
+        self._hang_up()
+
+    def _transact(self, now: float) -> None:
+        db = self._db = self._db or opened(self._path)
+        db.execute("BEGIN IMMEDIATE")
+        self._add(db)
+        if now >= self._next_pruning:
+            prune(db, time.time() - self._days * DAY)
+        db.execute("COMMIT")
+        self._unwritten.clear()
+        self._next_pruning = max(self._next_pruning, now + PRUNING)
+        if self._failing:
+            self._failing = False
+            log.warning("the history %s is written again; %s entries are missing in it", self._path, self.dropped)
+
+    def _add(self, db: sqlite3.Connection) -> None:
+        entries = self._unwritten
+        rows = [_row(entry) for entry in entries]
+        whole = len(rows) // AT_ONCE * AT_ONCE
+        for first in range(0, whole, AT_ONCE):
+            db.execute(ADD_ENTRIES, list(chain.from_iterable(rows[first : first + AT_ONCE])))
+        db.executemany(ADD_ENTRY, rows[whole:])
+        db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
+        times: Counter[tuple[int, int]] = Counter()
+        groups = grouped(entries)
+        for (minute, *_), group in groups.items():
+            hour = minute // 60 * HOUR
+            times.update([(hour, time_class(entry.exchange.duration)) for entry in group])
+        by_minute = summed((self._bounded(key), measured(group)) for key, group in groups.items())
+        hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
+        minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
+        db.executemany(ADD_HOURLY, ((*key, *values) for key, values in hourly.items()))
+        db.executemany(ADD_MINUTELY, ((*key, *values) for key, values in minutely.items()))
+        db.executemany(ADD_TIMES, ((*key, count) for key, count in times.items()))
+
+    def _bounded(self, group: Group) -> tuple[int, str, str, str, str]:
+        minute, route, model, key, status = group
+        return minute, route, "" if model is None else self._model(model), key or "", status_class(status)
+
+    def _rest(self, problem: Exception) -> None:
+        self._hang_up()
+        self._not_before = time.monotonic() + RETRY
+        if not self._failing:
+            self._failing = True
+            log.warning("the history %s cannot be written: %s. Exchanges go on; it is tried again", self._path, problem)
+
+    def _hang_up(self) -> None:
+        if self._db is not None:
+            db, self._db = self._db, None
+            db.close()  # what was begun and not committed is undone
+
+
+def grouped(entries: Iterable[Entry]) -> dict[Group, list[Entry]]:
+    """Return entries by what totals are kept by."""
+    groups: defaultdict[Group, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        exchange = entry.exchange
+        minute = int(exchange.began) // MINUTE
+        groups[minute, exchange.route, exchange.model, exchange.key, exchange.status].append(entry)
+    return groups
+
+
+def measured(group: Sequence[Entry]) -> Values:
+    """Return what entries add to totals, in the order of SUMS, and then of MAXIMA."""
+    exchanges = [entry.exchange for entry in group]
+    *counted, durations, first_bytes = zip(*map(_measures, exchanges), strict=True)
+    known = [first_byte for first_byte in first_bytes if first_byte is not None]
+    spent = [entry.tokens for entry in group if entry.tokens] or [{}]
+    tokens = [[counts.get(kind, 0) for counts in spent] for kind in TOKENS]
+    return (
+        len(group),
+        sum(map(failed, exchanges)),
+        *map(sum, counted),
+        sum(durations),
+        sum(known),
+        len(known),
+        *map(sum, tokens),
+        max(durations),
+        max(known, default=0),
+        *map(max, tokens),
+    )
+
+
+def summed(pairs: Iterable[tuple[tuple[Any, ...], Values]]) -> dict[tuple[Any, ...], Values]:
+    """Return the totals of each group."""
+    totals: dict[tuple[Any, ...], Values] = {}
+    end_of_sums = len(SUMS)
+    for key, values in pairs:
+        if key not in totals:
+            totals[key] = values
+            continue
+        before = totals[key]
+        added = map(add, before[:end_of_sums], values[:end_of_sums])
+        totals[key] = (*added, *map(max, before[end_of_sums:], values[end_of_sums:]))
+    return totals
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    exchange = entry.exchange
+    return *_columns(exchange), status_class(exchange.status), failed(exchange), entry.json

@@ -1,0 +1,137 @@
+"""Usage of streamed chat completions, asked for where the client did not ask, and kept from it (PROXY_INCLUDE_USAGE).
+
+The one thing that changes bytes of a relayed exchange, off unless the operator wants it: the upstream is asked for one
+event more, which tells the tokens, and that event is taken out of the answer again.
+"""
+
+import json
+import re
+from collections.abc import Callable
+
+from proxy.downstream import Downstream
+from proxy.exchange import Answer, Call, Exchange, Sink
+from proxy.guard import Budget
+from proxy.headers import first
+from proxy.jsontext import member, read, write
+from proxy.routes import Route
+from proxy.whole import Whole, read_whole
+
+PATH = re.compile(rb"/chat/completions(?:\?|\Z)")
+ASKED_WITH = frozenset((b"content-length", b"transfer-encoding", b"accept-encoding"))
+EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
+NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+LONGEST_EVENT = 64 * 1024
+
+
+class IncludeUsage:
+    """A route that asks for usage, around the one that makes the call. `limit` bytes of a body are looked into."""
+
+    def __init__(self, relay: Route, *, limit: int, budget: Budget) -> None:
+        self._relay = relay
+        self._limit = limit
+        self._budget = budget
+
+    async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
+        """Make the call, and ask for usage in it where it is a streamed chat completion that does not."""
+        call = await self._relay.shape(exchange, downstream)
+        body = call.body
+        if body is None or body.length is None or body.length > self._limit or not _may_be_chat(call):
+            return call
+        content = await read_whole(body, self._limit, self._budget)
+        asking = asked(content)
+        call.body = Whole(asking or content)
+        if asking is not None:
+            kept = [pair for pair in call.headers if pair[0] not in ASKED_WITH]
+            call.headers = [*kept, (b"content-length", str(len(asking)).encode())]
+            exchange.usage_added = True
+        return call
+
+
+def _may_be_chat(call: Call) -> bool:
+    plain = first(call.headers, b"content-encoding") is None
+    return call.method == "POST" and plain and PATH.search(call.target) is not None
+
+
+def asked(content: bytes) -> bytes | None:
+    """Return the request with `stream_options.include_usage`, None where it is none to change."""
+    members, complaint = read(content)
+    stream, options = members.get("stream"), members.get("stream_options")
+    given = options.value if options is not None else None
+    if complaint is not None or stream is None or stream.value is not True:
+        return None
+    if given is None:
+        given = {}
+    if not isinstance(given, dict) or "include_usage" in given:
+        return None
+    return write(members | {"stream_options": member("stream_options", {**given, "include_usage": True})}).encode()
+
+
+class WithoutUsage:
+    """A stream of events less the one that tells usage alone. `hear` gets all of it."""
+
+    def __init__(self, answer: Answer, hear: Callable[[bytes], None]) -> None:
+        self.status = answer.status
+        self.headers = [pair for pair in answer.headers if pair[0] != b"content-length"]
+        self._answer = answer
+        self._hear = hear
+        self._sink: Sink
+        self._held = b""  # of an event that has not ended
+
+    @property
+    def complete(self) -> bool:
+        """Whether its last byte is here."""
+        return self._answer.complete
+
+    async def pour(self, sink: Sink) -> None:
+        """Push each event into the sink as it ends."""
+        self._sink = sink
+        await self._answer.pour(self)
+
+    def take(self) -> bytes:
+        """Return what is here and has not gone into a sink."""
+        rest = self._answer.take()
+        self._hear(rest)
+        return less_usage(self._held + rest)
+
+    async def close(self) -> None:
+        """Close the answer beneath."""
+        await self._answer.close()
+
+    # What the answer beneath calls, as of a sink
+
+    def push(self, piece: bytes) -> bool:
+        """Pass on the events that have ended; one that is too long to be waited for goes on as it is."""
+        self._hear(piece)
+        data = self._held + piece
+        ends = [found.end() for found in EVENT_END.finditer(data)]
+        end = ends[-1] if ends else 0
+        if len(data) - end > LONGEST_EVENT:
+            end = len(data)
+        self._held = data[end:]
+        return self._sink.push(less_usage(data[:end]))
+
+    async def drain(self) -> None:
+        """Wait until there is room again."""
+        await self._sink.drain()
+
+
+def less_usage(events: bytes) -> bytes:
+    """Return whole events without the one that has usage and no choices."""
+    if not NO_CHOICES.search(events):
+        return events
+    kept, start = [], 0
+    for found in [*EVENT_END.finditer(events), None]:
+        end = len(events) if found is None else found.end()
+        if not _tells_usage_alone(events[start:end]):
+            kept.append(events[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _tells_usage_alone(event: bytes) -> bool:
+    field, _, data = event.strip().partition(b":")
+    try:
+        chunk = json.loads(data) if field == b"data" else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(chunk, dict) and chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)

@@ -1,0 +1,108 @@
+"""The log on stdout: one line per exchange, JSON or text.
+
+A reader that stops reading blocks whoever writes, so that a thread of its own does. Lines wait for it up to a bound;
+what comes beyond is dropped and counted, and said in the log as soon as it is read again.
+"""
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from proxy.entry import PIPE_BUF, Entry, as_text
+from proxy.values import LogFormat
+
+MOST_WAITING = 10_000  # lines
+RETRY = 1.0  # seconds after which a stream that could not be written is tried again
+
+
+class Lines:
+    """A book that is a stream of lines. `dropped` lines did not get into it."""
+
+    name = "log"
+
+    def __init__(self, fd: int, log_format: LogFormat, *, colour: bool = False) -> None:
+        self._fd = fd
+        self._format: LogFormat = log_format
+        self._colour = colour
+        self._waiting: deque[bytes] = deque()  # both ends may be used from two threads at once, without a lock
+        self._some, self._closing = threading.Event(), threading.Event()
+        self._told = 0
+        self.dropped = 0
+        self._writer = threading.Thread(target=self._work, name="oxy-log", daemon=True)
+        self._writer.start()
+
+    def __repr__(self) -> str:
+        return f"<Lines {len(self._waiting)} waiting, {self.dropped} dropped>"
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Take these entries, as many as there is room for."""
+        room = MOST_WAITING - len(self._waiting)
+        self._waiting.extend(self._line(entry) for entry in entries[:room])
+        self.dropped += len(entries[room:])
+        if entries:
+            self._some.set()
+
+    def close(self, patience: float) -> None:
+        """Write what waits; a stream that takes no more within so many seconds is left alone."""
+        self._closing.set()
+        self._some.set()
+        self._writer.join(patience)
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            self._some.wait()
+            self._some.clear()
+            self._drain()
+
+    def _drain(self) -> None:
+        while self._waiting:
+            missing = self.dropped - self._told
+            piece = self._notice(missing) if missing else self._next_piece()
+            try:
+                self._put(piece)
+            except OSError:  # the reader is gone, or the disk is full
+                self.dropped += 0 if missing else piece.count(b"\n")
+                if self._closing.wait(RETRY):
+                    return
+            else:
+                self._told += missing
+
+    def _notice(self, missing: int) -> bytes:
+        text = f'{{"dropped_log_entries":{missing}}}' if self._format == "json" else f"{missing} log entries dropped"
+        return text.encode() + b"\n"
+
+    def _next_piece(self) -> bytes:
+        """Return as many whole lines as a pipe takes in one piece, so that those of several workers do not mix."""
+        piece = self._waiting.popleft()
+        while self._waiting and len(piece) + len(self._waiting[0]) <= PIPE_BUF:
+            piece += self._waiting.popleft()
+        return piece
+
+    def _line(self, entry: Entry) -> bytes:
+        text = entry.json if self._format == "json" else as_text(entry.facts, colour=self._colour)
+        return text.encode() + b"\n"
+
+    def _put(self, piece: bytes) -> None:
+        # Straight to the descriptor: `sys.stdout` has a lock, and a thread that is stuck with it stops the exit.
+        while piece:
+            try:
+                piece = piece[os.write(self._fd, piece) :]
+            except BlockingIOError:  # whoever shares the pipe has made it so
+                select.select([], [self._fd], [])
+
+
+def log_lines(stream: TextIO | None, log_format: LogFormat, environ: Mapping[str, str]) -> Lines:
+    """Return the book for a stream; text is coloured on a terminal, unless NO_COLOR is set (no-color.org).
+
+    Where standard output is closed, or is none of the system's, every line is dropped.
+    """
+    if stream is None:
+        return Lines(-1, log_format)
+    try:
+        fd = stream.fileno()
+    except OSError:
+        return Lines(-1, log_format)
+    return Lines(fd, log_format, colour=stream.isatty() and not environ.get("NO_COLOR"))

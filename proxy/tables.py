@@ -1,0 +1,102 @@
+"""The tables of the history, and how its file is opened. `history` writes them, `recall` reads them."""
+
+import math
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+OURS = 0x4F585901  # `application_id`: whose file it is, and the version of its tables
+MINUTES_KEPT = 120
+BUSY = 1.0  # seconds to wait for another worker's transaction
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+TOKENS = ("input", "cached", "output", "reasoning", "total")
+SUMS = (
+    *("requests", "errors", "overloads", "cancellations", "retries", "bytes_in", "bytes_out"),
+    *("duration", "first_byte", "first_bytes", *TOKENS),
+)
+MAXIMA = ("longest", "longest_first_byte", *(f"most_{kind}" for kind in TOKENS))
+GROUP = ("route", "model", "key", "class")
+
+# Entries have no index but their number: one over random ids took several times as long to write as all else together,
+# and who asks walks through the newest, 100,000 of them in 50 ms.
+_VALUES = ", ".join(f"{column} NOT NULL" for column in (*SUMS, *MAXIMA))
+TABLES = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS entry (
+    number INTEGER PRIMARY KEY, began REAL NOT NULL, id TEXT NOT NULL, incoming_id TEXT,
+    route TEXT NOT NULL, model TEXT, class TEXT NOT NULL, failed INTEGER NOT NULL, json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS hourly (
+    hour INTEGER NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, class TEXT NOT NULL,
+    {_VALUES}, PRIMARY KEY (hour, route, model, key, class)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS minutely (minute INTEGER PRIMARY KEY, {_VALUES});
+CREATE TABLE IF NOT EXISTS times (
+    hour INTEGER NOT NULL, class INTEGER NOT NULL, requests INTEGER NOT NULL, PRIMARY KEY (hour, class)) WITHOUT ROWID;
+PRAGMA application_id = {OURS};
+COMMIT;
+"""
+
+
+def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...], maxima: tuple[str, ...]) -> str:
+    changes = [f"{column} = {column} + excluded.{column}" for column in sums]
+    changes += [f"{column} = max({column}, excluded.{column})" for column in maxima]
+    marks = ", ".join("?" * len(key + sums + maxima))
+    return f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(changes)}"  # noqa: S608  names of our own
+
+
+ADD_ENTRY = "INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
+AT_ONCE = 50  # the interpreter's lock is given up for each statement, and the loop's thread has it then
+ADD_ENTRIES = ADD_ENTRY + ", (NULL, ?, ?, ?, ?, ?, ?, ?, ?)" * (AT_ONCE - 1)
+ADD_HOURLY = _adding("hourly", ("hour", *GROUP), SUMS, MAXIMA)
+ADD_MINUTELY = _adding("minutely", ("minute",), SUMS, MAXIMA)
+ADD_TIMES = _adding("times", ("hour", "class"), ("requests",), ())
+
+# Entries come in the order in which exchanges ended, which is near enough to that in which they began.
+PRUNE_ENTRIES = """
+DELETE FROM entry WHERE number < coalesce(
+    (SELECT number FROM entry WHERE began >= ? ORDER BY number LIMIT 1), (SELECT max(number) + 1 FROM entry))
+"""
+KEEP_THE_NEWEST = "DELETE FROM entry WHERE number <= (SELECT max(number) FROM entry) - ?"
+
+
+class NotOurs(sqlite3.DatabaseError):
+    """The file is a database of something else, or of another version of the tables."""
+
+
+def opened(path: Path) -> sqlite3.Connection:
+    """Open the file, or make it, readable for its owner alone. Raises `sqlite3.Error` or `OSError`."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)  # transactions are begun and ended by hand
+    try:
+        # In this order: another worker, which makes the tables in one transaction, may come in between.
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (whose,) = db.execute("PRAGMA application_id").fetchone()
+        if whose != OURS and (whose, tables) != (0, 0):
+            raise NotOurs("it is not a history of this version of Oxy")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        if whose != OURS:
+            db.executescript(TABLES)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def prune(db: sqlite3.Connection, before: float) -> None:
+    """Delete what is older."""
+    db.execute(PRUNE_ENTRIES, (before,))
+    db.execute("DELETE FROM hourly WHERE hour < ?", (before - HOUR,))
+    db.execute("DELETE FROM times WHERE hour < ?", (before - HOUR,))
+    db.execute("DELETE FROM minutely WHERE minute < ?", (time.time() - MINUTES_KEPT * MINUTE,))
+
+
+def time_class(seconds: float) -> int:
+    """Return the class of a time; each is 5 % longer than the one before."""
+    return round(math.log(max(seconds, 1e-6)) * 20)
+
+
+def middle_of(time_class: int) -> float:
+    """Return the time in the middle of a class; no time in it is more than 2.6 % away from that."""
+    return math.exp(time_class / 20)

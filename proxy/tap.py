@@ -1,0 +1,214 @@
+"""Learns usage and model from a copy of an answer's bytes, after they have gone on.
+
+Rules of the house: no I/O, nothing is raised, and what is not certain stays unknown. While the answer passes, its bytes
+are copied and no more; they are looked into once, at the end. Of a long answer the newest bytes are kept, and the
+beginning of the record (a JSON body, or an event of a stream) in the middle of which they start.
+"""
+
+import re
+from collections.abc import Iterator
+from json import JSONDecoder
+
+from proxy.codings import decoder
+from proxy.errors import Pairs
+from proxy.usage import Usage, usage_of
+
+HEAD = 8 * 1024
+TAIL = 16 * 1024
+MOST = 2 * TAIL  # kept before it is cut down to the tail, so that on the whole each byte is moved once
+TRIES = 8  # places that are tried in a record of which the middle is missing
+LONGEST_NAME = 256
+
+JSON, EVENT_STREAM = b"application/json", b"text/event-stream"
+USAGE, MODEL = b'"usage"', b'"model"'
+COUNT = b'_tokens"'  # each usage has some, where `"usage":null` may stand in every event
+DATA = re.compile(rb"^data:(.*)", re.MULTILINE)
+BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+# Members of an object, whose values hold at most flat objects and arrays. No byte is ever tried twice.
+STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+FLAT = rb'[^][{}"]*+(?:%b[^][{}"]*+)*+' % STRING
+VALUE = rb"(?:%b|[\w.+-]++|\{%b\}|\[%b\])" % (STRING, FLAT, FLAT)
+MEMBERS = rb"(?:\s*+%b\s*+:\s*+%b\s*+,)*?\s*+" % (STRING, VALUE)
+UP_TO_MODEL = re.compile(rb'\s*+\{%b"model"\s*+:\s*+"([^"\\]*+)"' % MEMBERS, re.DOTALL)
+LAST_EVENT = rb'\s*+\{\s*+"type"\s*+:\s*+"response\.(?:completed|incomplete|failed)"\s*+,%b"response"\s*+:' % MEMBERS
+UP_TO_RESPONSE = re.compile(LAST_EVENT, re.DOTALL)
+
+Record = dict[str, object]
+read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short texts
+
+
+class Tap:
+    """Hears the pieces of one answer, and tells at the end what it said. `headers` are its own, framing included.
+
+    `streams` tells whether it is a stream of events.
+    """
+
+    __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "streams")
+
+    def __init__(self, headers: Pairs) -> None:
+        fields = dict(headers)
+        media_type = fields.get(b"content-type", b"")
+        if media_type != JSON:
+            media_type = media_type.partition(b";")[0].strip().lower()
+        coding = fields.get(b"content-encoding")
+        self._decoder = decoder(coding) if coding is not None else None
+        self.streams = media_type == EVENT_STREAM
+        self._mute = not (self.streams or media_type == JSON) or (coding is not None and self._decoder is None)
+        # RFC 9112 6.3: a body that goes on until the connection ends may have been torn, and nobody can tell.
+        self._framed = b"content-length" in fields or b"transfer-encoding" in fields
+        self._kept = bytearray()
+        self._opening = b""  # until something is cut off
+
+    def hear(self, piece: bytes) -> None:
+        """Take a copy of the next bytes of the body, as they were on the wire."""
+        if self._mute:
+            return
+        if self._decoder is None:
+            self._keep(piece)
+        else:
+            self._unfold(self._decoder.decode(piece))
+
+    def told(self, *, complete: bool) -> tuple[Usage | None, str | None]:
+        """Return usage and model as far as they are certain; asked once. `complete` says that the answer was."""
+        complete = complete and self._framed
+        if self._decoder is not None and not self._mute:
+            self._unfold(self._decoder.end())
+        if self._mute:
+            return None, None
+        if self._decoder is not None:
+            complete = complete and self._decoder.whole
+        usage = model = None
+        for record in self._events(complete) if self.streams else (self._body(complete),):
+            usage = usage or usage_of(record.get("usage"))
+            model = model or model_of(record.get("model"))
+            if usage and model:
+                break
+        return usage, model
+
+    def _keep(self, piece: bytes) -> None:
+        kept = self._kept
+        if len(kept) + len(piece) <= MOST:
+            kept += piece
+            return
+        if self._opening and not self.streams:
+            piece = piece[-TAIL:]
+        for start in range(0, len(piece), TAIL):
+            if len(kept) > TAIL:
+                self._cut()
+            kept += piece[start : start + TAIL]
+
+    def _unfold(self, parts: Iterator[bytes]) -> None:
+        try:
+            for part in parts:
+                self._keep(part)
+        except Exception:  # each library has its own; what cannot be decoded stays unknown
+            self._mute = True
+            self._kept.clear()
+            self._opening = b""
+
+    def _cut(self) -> None:
+        kept = self._kept
+        cut = len(kept) - TAIL
+        start = start_of_event(kept, cut) if self.streams else 0
+        if start or not self._opening:
+            self._opening = bytes(kept[start : start + HEAD])
+        del kept[:cut]
+
+    def _body(self, complete: bool) -> Record:
+        """Return what the body says, of which the end is believed only if it is one: it may be of any level."""
+        body = bytes(self._kept)
+        if complete or self._opening:
+            return ends(self._opening or body[:HEAD], body if complete else b"")
+        return parsed(body) or ends(body[:HEAD], b"")
+
+    def _events(self, complete: bool) -> Iterator[Record]:
+        """Give what those events say in which there is usage, the newest first; then the newest that names a model."""
+        text = with_plain_line_ends(self._kept)
+        if not self._opening:
+            text = b"\n\n" + text
+        for wanted in (COUNT, MODEL):
+            start = len(text)
+            while (at := text.rfind(wanted, 0, start)) >= 0:
+                start, end = text.rfind(b"\n\n", 0, at), text.find(b"\n\n", at)
+                event = text[max(start, 0) : end if end >= 0 else None]
+                if start >= 0:
+                    yield (record := response_in(parsed(data_of(event))))
+                    if wanted is MODEL and "model" in record:
+                        return
+                    continue
+                if end >= 0 or complete:
+                    yield self._event_cut_into(event)
+                break
+
+    def _event_cut_into(self, rest: bytes) -> Record:
+        opening = data_of(with_plain_line_ends(self._opening).partition(b"\n\n")[0])
+        line, _, lines = rest.partition(b"\n")
+        if not opening:
+            line = b""  # of what it is the end cannot be told
+        response = UP_TO_RESPONSE.match(opening)
+        return ends(opening[response.end() if response else 0 :], line + data_of(lines), nested=response is not None)
+
+
+def start_of_event(stream: bytearray, position: int) -> int:
+    """Return where the event in the middle of which a position lies begins; 0 if that cannot be seen any more."""
+    lines = BLANK_LINES if b"\r" in stream else BLANK_LINES[:1]
+    found = ((stream.rfind(line, 0, position + len(line) - 1), len(line)) for line in lines)
+    return max((at + length for at, length in found if at >= 0), default=0)
+
+
+def with_plain_line_ends(text: bytes | bytearray) -> bytes:
+    """Return what an event stream says with LF for each of the three line ends that it may use."""
+    return bytes(text).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def data_of(event: bytes) -> bytes:
+    """Return what the `data` lines of an event say together."""
+    return b"\n".join(DATA.findall(event))
+
+
+def response_in(event: Record) -> Record:
+    """Return the response that an event of the Responses API repeats; other events speak for themselves."""
+    response = event.get("response")
+    return response if isinstance(response, dict) else event
+
+
+def ends(opening: bytes, tail: bytes, *, nested: bool = False) -> Record:
+    """Return what an object says at its outermost level in its two ends; if `nested`, it is the `response` of another.
+
+    What begins at a member of that level and goes on to the end is, with a brace before it, an object in its own right.
+    At any other level the braces do not match, and the parser refuses.
+    """
+    lead, at_level = (b'{"response":{', response_in) if nested else (b"{", dict)
+    said = at_level(ending(tail, USAGE, lead))
+    if match := UP_TO_MODEL.match(opening):
+        return {**said, "model": match[1].decode(errors="replace")}
+    return at_level(ending(tail, MODEL, lead)) | said
+
+
+def ending(tail: bytes, name: bytes, lead: bytes) -> Record:
+    """Return the object that ends here from its last member of that name on."""
+    at = len(tail)
+    for _ in range(TRIES):
+        at = tail.rfind(name, 0, at)
+        if at < 0:
+            break
+        # What follows a backslash is the rest of another name.
+        if tail[max(at - 64, 0) : at].rstrip().endswith((b",", b"{")) and (record := parsed(lead + tail[at:])):
+            return record
+    return {}
+
+
+def parsed(text: bytes) -> Record:
+    """Return the JSON object that a text is, and an empty one if it is none."""
+    try:
+        said = text.decode().strip()
+        record, end = read_json(said)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) and end == len(said) else {}
+
+
+def model_of(name: object) -> str | None:
+    """Return the name of a model, if it is one that can be shown."""
+    return name if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() else None

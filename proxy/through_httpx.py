@@ -1,0 +1,172 @@
+"""The way through one of httpx's transports, called as such (`handle_async_request`) and not through a client.
+
+A client would add headers, decode paths, follow redirects, keep cookies and write a log line of its own. What a plain
+`httpx.Request` with a base URL parsed once and a stream puts on the wire is what the call says, and nothing else.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any, cast
+
+import httpx
+
+from proxy.errors import Pairs
+from proxy.exchange import Body, Sink, Timeouts
+from proxy.pool import IDEMPOTENT
+from proxy.values import Target
+
+# A kept connection is given up before common middle boxes drop it in silence.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=60.0)
+SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+
+# httpcore looks for sniffio at each request. Where it is not, the search is 14 to 18 % of a request's CPU; a None here
+# ends it at once (docs.python.org/3/reference/import.html#the-module-cache).
+if find_spec("sniffio") is None:  # pragma: no cover  # the SDK that tests bring along brings it
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
+
+
+def own_transport(tls: ssl.SSLContext, *, http2: bool, proxy: str | None) -> httpx.AsyncHTTPTransport:
+    """Return httpx's transport as it is to be for relaying."""
+    transport = httpx.AsyncHTTPTransport(
+        verify=tls, http2=http2, limits=LIMITS, proxy=proxy, socket_options=SOCKET_OPTIONS
+    )
+    connections: Any = transport._pool
+    connections._network_backend = Dialling(connections._network_backend)
+    return transport
+
+
+class ThroughHttpx:
+    """The way through one of httpx's transports."""
+
+    def __init__(self, target: Target, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+        self._url = httpx.URL(str(target))
+
+    async def open(
+        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
+    ) -> "HttpxAnswer":
+        """Send a request; return its answer when the head is there.
+
+        One without a body that found its kept connection dead goes out once more, if that can do no harm.
+        """
+        dialled = Dialled()
+        extensions = {"timeout": asdict(timeouts), "trace": dialled}
+        stream = BodyStream(body) if body is not None else NOTHING
+        request = httpx.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
+        # The extension "target" would keep the bytes as they are too, but an outbound proxy would be given it as well.
+        request.url = RawUrl(self._url, target)  # type: ignore[assignment]
+        try:
+            return HttpxAnswer(await self._transport.handle_async_request(request))
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            if dialled.so or body is not None or method not in IDEMPOTENT:
+                raise
+        return HttpxAnswer(await self._transport.handle_async_request(request))
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
+
+
+class Dialling:
+    """httpcore's way to the network. A connection that is made just as its exchange is cancelled is closed.
+
+    anyio would forget it, and leave it open.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def connect_tcp(self, *where: Any, **how: Any) -> Any:
+        """Return a stream. Raises httpcore's exceptions."""
+        dialling = asyncio.ensure_future(self._backend.connect_tcp(*where, **how))
+        try:
+            return await asyncio.shield(dialling)
+        except asyncio.CancelledError:
+            late = asyncio.ensure_future(self._close(dialling))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+            raise
+
+    async def _close(self, dialling: "asyncio.Future[Any]") -> None:
+        with contextlib.suppress(Exception):
+            await (await dialling).aclose()
+
+
+class Dialled:
+    """What httpcore tells of an exchange on the way; of that, whether it opened a connection for it."""
+
+    def __init__(self) -> None:
+        self.so = False
+
+    async def __call__(self, event: str, _: object) -> None:
+        """Take an event."""
+        self.so = self.so or "connect_tcp" in event
+
+
+class RawUrl:
+    """What a transport asks of a URL, with path and query as they are. `httpx.URL` would quote them anew."""
+
+    def __init__(self, origin: httpx.URL, target: bytes) -> None:
+        self.raw_scheme = origin.raw_scheme
+        self.raw_host = origin.raw_host
+        self.port = origin.port
+        self.raw_path = target
+
+
+class BodyStream(httpx.AsyncByteStream):
+    """A call's body in the form that a transport takes."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self._body.read():
+            yield chunk
+
+
+NOTHING = httpx.ByteStream(b"")
+
+
+class HttpxAnswer:
+    """An answer that comes through one of httpx's transports."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.headers: Pairs = [(name.lower(), value) for name, value in response.headers.raw]
+        self.complete = False  # known only when nothing more comes
+        self._stream = cast(httpx.AsyncByteStream, response.stream)
+
+    async def pour(self, sink: Sink) -> None:
+        """Push each piece into the sink as it comes."""
+        async for piece in self._stream:
+            if not sink.push(piece):
+                await sink.drain()
+
+    def take(self) -> bytes:
+        """Return nothing: all has gone into the sink."""
+        return b""
+
+    async def close(self) -> None:
+        """Give the connection back to the pool, or close it where the answer was not heard to its end, or beyond."""
+        parser = parser_of(self._stream)
+        if parser is not None and parser.trailing_data[0]:
+            parser.send_failed()  # httpcore would take what came beyond for the next answer
+        await self._stream.aclose()
+
+
+def parser_of(stream: object) -> Any:
+    """Return the h11 connection beneath an answer of httpcore's over HTTP/1.1, None for any other.
+
+    There is no public way to it; test_faults fails should this one end.
+    """
+    found: object = stream
+    for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        found = getattr(found, name, None)
+    return found

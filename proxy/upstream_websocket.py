@@ -1,0 +1,212 @@
+"""The far bank of a WebSocket: where sessions go, over the `websockets` library, and what its failures are called.
+
+What the library would add of its own (user agent, redirects, a URL quoted anew) is left out; framing, masking and the
+closing handshake are its work. `Remote` has a bounded queue on each side: the library stops reading the upstream when
+one message waits, and `send` waits for the upstream to read.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import cast
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.client import ClientProtocol
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, ProxyError
+from websockets.http11 import Response
+from websockets.typing import Subprotocol
+from websockets.uri import WebSocketURI
+
+from proxy.dial import dial
+from proxy.errors import Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
+from proxy.exchange import ABNORMAL, Call, Close
+from proxy.settings import Settings
+from proxy.upgrade import PING_INTERVAL
+from proxy.upstream import Upstream, root, trust
+
+CLOSE_TIMEOUT = 10.0  # seconds in which the upstream has to answer a close
+WAITING = 1  # messages that may wait for a client before the upstream is no longer read
+
+# Most specific first.
+TRANSLATION: tuple[tuple[type[Exception], type[Failure], str], ...] = (
+    (ProxyError, UpstreamUnreachable, "The outbound proxy did not let the connection through"),
+    (InvalidHandshake, UpstreamUnreachable, "The upstream's answer to the handshake is not valid, or ended too early"),
+    (
+        ImportError,
+        UpstreamUnreachable,
+        "WebSocket through a SOCKS proxy takes one more package: pip install python-socks",
+    ),
+    (OSError, UpstreamUnreachable, "Could not connect to the upstream"),
+)
+Make = Callable[..., ClientConnection]
+Texts = list[tuple[str, str]]
+
+log = logging.getLogger("oxy.websocket")
+
+
+class Refused(Exception):
+    """The upstream answered the handshake, but not with a session. Its answer is for the client."""
+
+    def __init__(self, status: int, headers: Pairs, body: bytes) -> None:
+        super().__init__(status)
+        self.status, self.headers, self.body = status, headers, body
+
+
+class WebSocketUpstream:
+    """Opens sessions with the one target that the settings name. `upstream` tells which path stands before theirs."""
+
+    def __init__(self, settings: Settings, upstream: Upstream) -> None:
+        self._target = settings.target
+        self._place = upstream.place
+        self._prepare = upstream.prepare
+        self._proxy = settings.outbound_proxy
+        self._max_size = settings.websocket_max
+        self._connect_timeout, self._timeout = settings.connect_timeout, settings.upstream_timeout
+        self._tls: ssl.SSLContext | None = None
+
+    async def open(self, call: Call, subprotocols: list[bytes]) -> "Remote":
+        """Open a session with what the call says. Raises `Refused` or `Failure`."""
+        await self._prepare(call)
+        offered = [Subprotocol(item.decode("latin-1")) for item in subprotocols] or None
+        # Path and query together, as they are: the library would put them together anew.
+        uri = WebSocketURI(
+            secure=self._target.scheme == "https",
+            host=self._target.host,
+            port=self._target.port,
+            path=self._place(call.target).decode("ascii"),
+            query="",
+        )
+
+        def make(*_: object, **__: object) -> ClientConnection:
+            protocol = ClientProtocol(uri, subprotocols=offered, max_size=self._max_size, logger=log)
+            return ClientConnection(
+                protocol,
+                ping_interval=PING_INTERVAL,
+                ping_timeout=None,  # one that is slow is not gone; of one that is, TCP learns
+                close_timeout=CLOSE_TIMEOUT,
+                max_queue=WAITING,
+            )
+
+        if uri.secure and self._tls is None:
+            self._tls = await asyncio.to_thread(trust, self._target)  # it takes a tenth of a second
+        fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers]
+        try:
+            return Remote(await (self._dial(make, fields) if self._proxy is None else self._tunnel(make, fields)))
+        except InvalidStatus as refusal:
+            raise refused(refusal.response) from None
+        except (InvalidHandshake, ImportError, OSError) as problem:
+            raise translated(problem) from problem
+
+    async def _dial(self, make: Make, fields: Texts) -> ClientConnection:
+        """Go straight to the target."""
+        address = (self._target.host, self._target.port)
+        async with within(self._connect_timeout, "Timeout while connecting to the upstream"):
+            connection = await dial(asyncio.get_running_loop(), make, address, self._tls)
+        try:
+            async with within(self._timeout, "Timeout while waiting for the upstream's response"):
+                await connection.handshake(fields, None)
+        except BaseException:
+            connection.transport.abort()
+            raise
+        connection.start_keepalive()
+        return connection
+
+    async def _tunnel(self, make: Make, fields: Texts) -> ClientConnection:
+        """Go through the outbound proxy."""
+        scheme = "wss" if self._tls else "ws"
+        async with within(self._timeout, "Timeout while waiting for the upstream's response"):
+            return await Opening(
+                f"{scheme}://{self._target.authority}",
+                proxy=self._proxy,
+                ssl=self._tls,
+                compression=None,
+                additional_headers=fields,
+                user_agent_header=None,
+                open_timeout=None,
+                create_connection=make,  # type: ignore[arg-type]  # "a wrapper or a subclass", say its documents
+            )
+
+
+class Opening(connect):
+    """The library's way through a proxy, which follows no redirect: that is for the client to decide."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        """Take a redirect for the answer that it is."""
+        return exc
+
+
+class Remote:
+    """A session with the upstream. `closing` is how the upstream ended it, once it has."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self.subprotocol = connection.subprotocol
+        self.headers = pairs(cast(Response, connection.response))
+        self.closing = Close(ABNORMAL)
+
+    async def messages(self) -> AsyncIterator[str | bytes]:
+        """Yield what the upstream says until the session is over; reading on is the backpressure."""
+        try:
+            while True:
+                # Not `recv`, which takes no more than 4096 fragments.
+                pieces = [piece async for piece in self._connection.recv_streaming()]
+                yield pieces[0] if len(pieces) == 1 else type(pieces[0])().join(pieces)  # type: ignore[arg-type]
+        except ConnectionClosed as end:
+            if end.rcvd is not None:
+                self.closing = Close(end.rcvd.code, end.rcvd.reason)
+            elif end.sent is not None:
+                self.closing = Close(ABNORMAL, "The upstream said what the proxy does not take")
+            else:
+                self.closing = Close(ABNORMAL, "The connection to the upstream broke")
+
+    async def send(self, message: str | bytes) -> None:
+        """Pass on a message, and wait while the upstream reads too slowly. Silent once it is gone."""
+        with suppress(ConnectionClosed):
+            await self._connection.send(message)
+
+    async def close(self, close: Close) -> None:
+        """Close, and break the connection off if the upstream takes too long over it."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._connection.close(close.sayable, close.reason)  # type: ignore[arg-type]  # None is no code
+        except TimeoutError:
+            pass
+        finally:
+            self._connection.transport.abort()
+
+
+def refused(response: Response) -> Exception:
+    """Return what an answer means that is no session."""
+    if response.status_code < 200:
+        return UpstreamUnreachable(f"The upstream answered with status {response.status_code}, which is none")
+    return Refused(response.status_code, pairs(response), bytes(response.body or b""))
+
+
+def pairs(response: Response) -> Pairs:
+    """Return the fields of an answer as we write them."""
+    return [
+        # Before version 17 the library kept bytes beyond ASCII as surrogates.
+        (name.lower().encode("ascii"), value.encode("latin-1", "surrogateescape"))
+        for name, value in response.headers.raw_items()
+    ]
+
+
+@asynccontextmanager
+async def within(seconds: float, message: str) -> AsyncIterator[None]:
+    """Raise `UpstreamTimeout` with that message if the block takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise UpstreamTimeout(message) from None
+
+
+def translated(problem: Exception) -> Failure:
+    """Return the failure that an exception of the library, or of the system beneath it, means here."""
+    failure = next(failure(message) for kind, failure, message in TRANSLATION if isinstance(problem, kind))
+    failure.detail = type(problem).__name__
+    if isinstance(problem, OSError):  # nothing was sent or heard yet, so that nothing secret can be in it
+        failure.detail += f": {root(problem)}"
+    return failure

@@ -1,0 +1,168 @@
+"""The life of an exchange over WebSocket, told once, from top to bottom.
+
+meet    id, clock                                  no await
+shape   the handshake becomes a call, as a request does; the client's key is checked here, wherever it stands
+admit   a slot in the guard, or 503 at once
+open    the upstream's session begins, and only then the client's
+relay   messages pass both ways, whole and in order, until one side closes; then the other is closed likewise
+settle  both are closed, slot freed, one entry in the ledger, whatever happened
+"""
+
+import asyncio
+
+from starlette.types import Receive, Scope, Send
+
+from proxy.access import Access
+from proxy.downstream_websocket import WebSocketDownstream
+from proxy.errors import UpgradeRequired
+from proxy.exchange import ABNORMAL, Call, Close, Exchange
+from proxy.gateway import CUT_OFF, GONE, meet, note, understood
+from proxy.guard import Guard
+from proxy.handshake import KEY_ITEM, PLAIN, split_query_keys
+from proxy.ledger import Ledger
+from proxy.routes import Relay
+from proxy.session import Session
+from proxy.settings import Settings
+from proxy.upstream_websocket import Refused, Remote, WebSocketUpstream
+from proxy.usage import Usage
+from proxy.veil import Veil
+
+
+class WebSockets:
+    """An ASGI endpoint that takes exchanges over WebSocket through their stages."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        access: Access,
+        relay: Relay,
+        upstream: WebSocketUpstream,
+        *,
+        guard: Guard,
+        veil: Veil,
+        ledger: Ledger,
+    ) -> None:
+        self._spoken = settings.websockets
+        self._checked = bool(settings.client_keys)
+        self._upstream_key = settings.openai_api_key.encode() if settings.openai_api_key else None
+        self._access = access
+        self._relay = relay
+        self._upstream = upstream
+        self._guard = guard
+        self._veil = veil
+        self._ledger = ledger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take one session from its handshake to its end. Every failure meets here."""
+        downstream = WebSocketDownstream(scope, receive, send)
+        exchange, session = meet(downstream), Session()
+        exchange.route = "websocket"
+        try:
+            self._guard.check()
+            call, subprotocols = await self._shape(exchange, downstream)
+            with self._guard:
+                await self._pass(exchange, session, call, subprotocols, downstream)
+        except Refused as refusal:
+            exchange.status, exchange.result = refusal.status, "upstream_api_error"
+            headers = [(name, self._veil.mask(value)) for name, value in refusal.headers]
+            await downstream.answer(exchange, refusal.status, headers, self._veil.mask(refusal.body))
+        except Exception as problem:
+            failure = understood(exchange, problem)
+            note(exchange, failure, started=downstream.accepted)
+            await downstream.refuse(exchange, failure)
+        except asyncio.CancelledError:
+            note(exchange, GONE if downstream.gone else CUT_OFF, started=downstream.accepted)
+            if not downstream.gone:  # then it is the server that stops, and that has to know
+                raise
+        finally:
+            settle(exchange, session)
+            self._ledger.enter(exchange)
+
+    async def _pass(
+        self,
+        exchange: Exchange,
+        session: Session,
+        call: Call,
+        subprotocols: list[bytes],
+        downstream: WebSocketDownstream,
+    ) -> None:
+        waited = exchange.elapsed()
+        remote = await self._upstream.open(call, subprotocols)
+        exchange.upstream_wait = exchange.elapsed() - waited
+        try:
+            await downstream.accept(exchange, public(remote.subprotocol), remote.headers)
+            exchange.status, exchange.first_byte = 101, exchange.elapsed()
+            await relay(downstream, remote, session)
+            exchange.result = "success"
+        finally:
+            await remote.close(Close(ABNORMAL))
+
+    async def _shape(self, exchange: Exchange, downstream: WebSocketDownstream) -> tuple[Call, list[bytes]]:
+        """Return the call and the subprotocols that go with it. Raises `Failure`."""
+        if not self._spoken:
+            raise UpgradeRequired("WebSocket is not spoken here", headers=PLAIN)
+        shown = [item[len(KEY_ITEM) :] for item in downstream.subprotocols if item.startswith(KEY_ITEM)]
+        if self._checked:
+            downstream.target, in_query = split_query_keys(downstream.target)
+            shown += in_query
+        # From here on a key is a key, wherever it was shown.
+        downstream.headers += [(b"x-api-key", key) for key in shown]
+        call = await self._relay.shape(exchange, downstream)
+        crossing = (self._crossing(item) for item in downstream.subprotocols)
+        return call, list(dict.fromkeys(item for item in crossing if item is not None))
+
+    def _crossing(self, item: bytes) -> bytes | None:
+        """Return what goes upstream in the place of a subprotocol that the client offers."""
+        if not item.startswith(KEY_ITEM):
+            return item
+        if self._upstream_key is not None:
+            return KEY_ITEM + self._upstream_key
+        return None if self._access.is_client_key(item[len(KEY_ITEM) :]) else item
+
+
+def settle(exchange: Exchange, session: Session) -> None:
+    """Write down what a session was."""
+    exchange.duration = exchange.elapsed()
+    exchange.stream = True
+    exchange.bytes_in, exchange.messages_in = session.sent.size, session.sent.messages
+    exchange.bytes_out, exchange.messages_out = session.heard.size, session.heard.messages
+    exchange.close_code = session.close_code
+    used = session.usage
+    if used.total:
+        exchange.usage = Usage(used.input, used.cached, used.output, used.reasoning, used.total)
+
+
+def public(subprotocol: str | None) -> str | None:
+    """Return the upstream's choice as the client may hear it."""
+    return None if subprotocol is None or subprotocol.encode("latin-1").startswith(KEY_ITEM) else subprotocol
+
+
+async def relay(downstream: WebSocketDownstream, remote: Remote, session: Session) -> None:
+    """Pass messages both ways until the upstream's session is over; what the client says runs beside it."""
+    sending = asyncio.create_task(send_on(downstream, remote, session))
+    try:
+        async for message in remote.messages():
+            session.heard.count(message)
+            if isinstance(message, str):
+                session.usage.add(message)
+            await downstream.send(message)
+    finally:
+        sending.cancel()
+        await asyncio.wait([sending])
+    if not sending.cancelled():
+        sending.result()  # whatever broke there is to be known
+    closing = downstream.closing or remote.closing
+    session.close_code = closing.code
+    await downstream.close(closing)
+
+
+async def send_on(downstream: WebSocketDownstream, remote: Remote, session: Session) -> None:
+    """Pass on what the client says until it closes, then close the upstream's session, which ends the exchange."""
+    closing = Close(ABNORMAL)
+    try:
+        async for message in downstream.messages():
+            session.sent.count(message)
+            await remote.send(message)
+        closing = downstream.closing or closing
+    finally:
+        await remote.close(closing)

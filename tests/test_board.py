@@ -1,0 +1,278 @@
+"""The log pages and their streams: what they show, what they leave out, and that nothing in an entry breaks them."""
+
+import asyncio
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import board
+from proxy.app import under_way
+from proxy.usage import Usage
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start
+from tests.desk import BEARER, TOKEN, Desk
+from tests.peers import Peer, Upstream, answer, request
+from tests.test_history import written
+
+HOSTILE = "</td><script>alert(1)</script>\x1b[31m\r\n\x00\u202e\"'&$path"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "TURN", 0.01)
+    monkeypatch.setattr(board, "OVERVIEW_LIFE", 0.0)
+
+
+class Seen(HTMLParser):
+    """The elements of a page in order, and the texts of rows of its table."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.rows: list[str] = []
+        self._in_row = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+        if tag == "tbody":
+            self._in_row = True
+        elif tag == "tr" and self._in_row:
+            self.rows.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows:
+            self.rows[-1] += data
+
+
+async def shown(desk: Desk, target: str = "/log") -> str:
+    heard = await desk.get(target.encode(), BEARER)
+    assert heard.status == 200
+    return heard.body.decode()
+
+
+async def paths(desk: Desk, target: str) -> list[str]:
+    """The last segments of the paths in the table."""
+    return re.findall(r'class="path">/v1/(\w+)<', await shown(desk, target))
+
+
+async def next_event(client: Peer, name: str) -> tuple[str, Any]:
+    """The id and the data of the next event of that name."""
+    text = ""
+    while True:
+        text += (await client.chunk()).decode()
+        for each in text.split("\n\n")[:-1]:
+            lines = dict(line.split(": ", 1) for line in each.splitlines())
+            if lines.get("event") == name:
+                return lines.get("id", ""), json.loads(lines["data"])
+
+
+def exchanges() -> list[Any]:
+    return [
+        written(path="/v1/a", model="m-1", route="relay", id="1" * 32),
+        written(path="/v1/b", model="m-2", route="openai", status=404, result="upstream_api_error"),
+        written(path="/v1/c", model="m-1", status=503, result="proxy_overloaded", overloaded=True, incoming_id="mine"),
+        written(path="/v1/d", status=499, result="client_cancelled", cancelled=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("/log", "dcba"),
+        ("/log_errors", "cb"),
+        ("/log?route=openai", "b"),
+        ("/log?model=m-1", "ca"),
+        ("/log?status=4xx", "db"),
+        ("/log?status=%3Cscript%3E", "dcba"),
+        ("/log?request_id=mine", "c"),
+        ("/log?request_id=" + "1" * 32, "a"),
+        ("/log_errors?model=m-1&status=5xx&route=relay&request_id=+mine+", "c"),
+        ("/log?route=nowhere", ""),
+        ("/log?route=&model=&status=&request_id=", "dcba"),
+    ],
+)
+async def test_the_newest_entries_are_shown_by_every_filter(desk: Desk, target: str, found: str) -> None:
+    desk.history.write(exchanges())
+    assert "".join(await paths(desk, target)) == found
+
+
+async def test_a_filter_stays_in_the_form_escaped(desk: Desk) -> None:
+    desk.history.write(exchanges())
+    page = await shown(desk, "/log?route=nowhere&status=5xx&model=%22%3E%3Cscript%3E&request_id=%22x")
+    assert '<option value="nowhere" selected>' in page
+    assert '<option value="5xx" selected>' in page
+    assert 'value="&quot;&gt;&lt;script&gt;"' in page
+    assert 'value="&quot;x"' in page
+    assert "Nothing yet that fits" in page
+    assert page.count("<script") == 1
+
+
+async def test_totals_and_charts_are_those_of_all_entries(desk: Desk) -> None:
+    usage = Usage(input=1200, cached=30, output=70, reasoning=9, total=1270)
+    desk.history.write([*exchanges(), written(duration=2.5, first_byte=0.25, usage=usage, retries=1)])
+    page = await shown(desk, "/log_errors")
+    figures = dict(re.findall(r"<dt>([\w ]+)</dt><dd>([^<]+)<small>", page))
+    notes = dict(re.findall(r"<dt>([\w ]+)</dt><dd>[^<]+<small>([^<]*)<", page))
+    assert (figures["Requests"], figures["Errors"], figures["Overloads"], figures["Cancellations"]) == tuple("5211")
+    assert (figures["In flight"], notes["In flight"]) == ("2", "at most 9")
+    assert (figures["Average"], figures["Longest"], figures["First byte"]) == ("500 ms", "2.5 s", "250 ms")
+    assert (figures["Input"], figures["Cached"], figures["Output"], figures["Reasoning"]) == ("1,200", "30", "70", "9")
+    assert (notes["Total"], notes["Requests"], notes["Errors"]) == ("at most 1,270", "1 retries", "40.0%")
+    assert {"p50", "p99"} <= figures.keys()
+    assert page.count("<svg") == 4
+    assert re.search(r"Requests a minute over the last hour: at most 5", page)
+
+
+async def test_a_page_has_two_hundred_entries_and_no_more(desk: Desk) -> None:
+    desk.history.write([written(path=f"/v1/{number}") for number in range(250)])
+    assert await paths(desk, "/log") == [str(number) for number in reversed(range(50, 250))]
+
+
+async def test_nothing_that_others_chose_breaks_a_page(desk: Desk) -> None:
+    plain = Seen(await shown(desk))
+    facts = {"path": HOSTILE + "A" * 1_000_000, "model": HOSTILE, "method": "GET", "incoming_id": HOSTILE}
+    desk.history.write(
+        [written(**facts, status=502, result="upstream_transport", failure=HOSTILE, detail=HOSTILE, key=HOSTILE)]
+    )
+    page = await shown(desk)
+    seen = Seen(page)
+    assert seen.tags.count("script") == plain.tags.count("script") == 1
+    assert seen.tags.count("tr") == plain.tags.count("tr")
+    assert len(page) < 40_000
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", page)
+    (row,) = [row for row in seen.rows if "%3C/td%3E%3Cscript%3E" in row]
+    assert "upstream_transport" in row
+    assert "</td><script>" in row, "a message is shown as it is, as text"
+
+
+async def test_an_entry_shows_all_that_is_written_down_of_it(desk: Desk) -> None:
+    usage = Usage(input=5, output=7)
+    desk.history.write([written(began=0.0, model="m", duration=1.5, first_byte=0.5, usage=usage, bytes_out=2000)])
+    (row,) = Seen(await shown(desk)).rows
+    for text in ("1970-01-01", "00:00:00.000", "200", "POST", "/v1/responses", "1.5 s", "500 ms", "2 kB", "default"):
+        assert text in row
+
+
+async def test_a_history_that_cannot_be_read_is_said(desk: Desk) -> None:
+    desk.history.close(0)
+    desk.history._path.write_bytes(b"nothing like it" * 100)
+    for target in (b"/log", b"/log_errors?model=m"):
+        heard = await desk.get(target, BEARER)
+        assert heard.status == 503
+        assert b"cannot be read" in heard.body
+
+
+@pytest.mark.parametrize("path", ["/log", "/log_errors"])
+async def test_a_stream_tells_what_is_new(desk: Desk, path: str) -> None:
+    desk.history.write(exchanges())
+    latest = re.search(r'data-after="(\d+)"', await shown(desk, path))
+    assert latest is not None
+    client = await desk.stream(f"{path}/live?after={latest[1]}".encode())
+    _, overview = await next_event(client, "overview")
+    assert "<dt>Requests</dt><dd>4<" in overview
+    desk.history.write([written(path="/v1/new", status=500, result="upstream_api_error"), written(path="/v1/fine")])
+    number, entries = await next_event(client, "entries")
+    expected = {"/log": (["fine", "new"], "6"), "/log_errors": (["new"], "5")}[path]
+    assert (re.findall(r"/v1/(\w+)<", entries), number) == expected
+
+
+async def test_a_stream_keeps_to_the_filters_of_its_page(desk: Desk) -> None:
+    page = await shown(desk, "/log?model=m-1&status=2xx")
+    live = re.search(r'data-live="([^"]+)"', page)
+    assert live is not None
+    client = await desk.stream(live[1].replace("&amp;", "&").encode())
+    desk.history.write(exchanges())
+    _, entries = await next_event(client, "entries")
+    assert re.findall(r"/v1/(\w+)<", entries) == ["a"]
+
+
+@pytest.mark.parametrize("target", [b"/log/live", b"/log/live?after=0"])
+async def test_a_stream_that_broke_goes_on_where_it_was(desk: Desk, target: bytes) -> None:
+    desk.history.write(exchanges())
+    client = await desk.stream(target, (b"Last-Event-ID", b"3"))
+    number, entries = await next_event(client, "entries")
+    assert (number, entries.count("<tr>")) == ("4", 1)
+
+
+@pytest.mark.parametrize("after", [b"", b"x", b"-1", b"1e9", b"9" * 40, b"%C2%B2"])
+async def test_a_place_that_is_none_is_the_beginning(desk: Desk, after: bytes) -> None:
+    desk.history.write(exchanges())
+    client = await desk.stream(b"/log/live?after=" + after)
+    assert (await next_event(client, "entries"))[1].count("<tr>") == 4
+
+
+async def test_a_stream_in_which_nothing_happens_says_that_it_is_alive(
+    desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(board, "SILENCE", 2)
+    client = await desk.stream(b"/log/live")
+    await next_event(client, "overview")
+    assert await client.chunk() == b": alive\n\n"
+    assert await client.chunk() == b": alive\n\n"
+
+
+async def test_a_stream_says_that_the_history_fails_and_goes_on_with_it(desk: Desk) -> None:
+    client = await desk.stream(b"/log/live")
+    await next_event(client, "overview")
+    desk.history.close(0)
+    content = desk.history._path.read_bytes()
+    desk.history._path.write_bytes(b"nothing like it" * 100)
+    assert "cannot be read" in (await next_event(client, "trouble"))[1]
+    desk.history._path.write_bytes(content)
+    desk.history.write(exchanges())
+    assert (await next_event(client, "entries"))[1].count("<tr>") == 4
+
+
+async def test_a_stream_ends_when_the_proxy_stops(desk: Desk) -> None:
+    client = await desk.stream(b"/log/live")
+    await next_event(client, "overview")
+    desk.proxy.stop()
+    began = time.monotonic()
+    assert (await client.rest()).endswith(b"0\r\n\r\n")
+    assert time.monotonic() - began < 5
+
+
+async def test_a_stream_whose_reader_is_gone_ends(desk: Desk) -> None:
+    client = await desk.stream(b"/log/live")
+    await next_event(client, "overview")
+    client.abort()
+    await asyncio.sleep(0.05)  # that no task is left is asserted when the server ends
+
+
+async def test_what_passed_and_what_is_in_flight_is_on_the_page_and_no_secret_is(
+    start: Start, upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.says(answer(headers=[(b"X-Request-Id", b"sk-planted-by-the-upstream")]))
+    planted = "/v1/responses?api_key=sk-planted-in-the-query"
+    async with start(**SWAP, ACCESS_TOKEN=TOKEN, PROXY_HISTORY=str(tmp_path / "history.sqlite")) as proxy:
+        client = await proxy.connect()
+        fields = [(b"X-API-Key", CLIENT_KEY.encode()), (b"X-Request-Id", b"sk-planted-by-the-client")]
+        await client.say(request("POST", planted.encode(), fields, b"{}"))
+        await client.hear()
+        page = ""
+        async with asyncio.timeout(10):
+            while "/v1/responses" not in page:  # the ledger writes a few times a second
+                await client.say(request("GET", b"/log", [BEARER]))
+                page = (await client.hear()).body.decode()
+                await asyncio.sleep(0.05)
+        await client.say(request("GET", b"/debug/runtime", [BEARER]), request("GET", b"/metrics", [BEARER]))
+        others = [(await client.hear()).body.decode() for _ in range(2)]
+    assert "<dt>In flight</dt><dd>0<small>at most 1</small>" in page
+    for text in (page, *others):
+        for secret in ("planted", CLIENT_KEY, UPSTREAM_KEY, TOKEN):
+            assert secret not in text
+
+
+async def test_of_several_workers_only_what_is_in_flight_now_is_known(start: Start) -> None:
+    async with start(ACCESS_TOKEN=TOKEN, PROXY_WORKERS="2") as proxy:
+        client = await proxy.connect()
+        await client.say(request("GET", b"/log", [BEARER]))
+        heard = await client.hear()
+    assert (heard.status, b"is not a history" in heard.body) == (503, True), "there is none without a file"
+    assert under_way(lambda: b"# HELP\noxy_exchanges_in_flight 3.0\n", ()) == (3, None)

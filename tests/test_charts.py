@@ -1,0 +1,64 @@
+"""The charts of the last hour."""
+
+import re
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from proxy.charts import CHARTS, HEIGHT, Drawing
+from proxy.tables import MAXIMA, SUMS
+
+
+def minute(**facts: float) -> dict[str, Any]:
+    return {**dict.fromkeys((*SUMS, *MAXIMA), 0), "average": None, "average_first_byte": None, **facts}
+
+
+def drawn(*minutes: dict[str, Any]) -> list[ET.Element]:
+    """The figures, each of them well-formed."""
+    return list(ET.fromstring(f"<all>{Drawing()(minutes)}</all>"))
+
+
+def columns(figure: ET.Element, style: str) -> list[tuple[float, float, float]]:
+    """Place, top and height of each column of one colour."""
+    found = [rect.attrib for rect in figure.iter("rect") if rect.get("class") == style]
+    return [(float(each["x"]), float(each["y"]), float(each["height"])) for each in found]
+
+
+def test_the_tallest_minute_fills_the_chart_and_the_others_are_in_proportion() -> None:
+    requests, errors, _, _ = drawn(minute(requests=5), minute(), minute(requests=10, errors=1))
+    assert columns(requests, "a") == [(0, HEIGHT / 2, HEIGHT / 2), (20, 0, HEIGHT)]
+    assert columns(errors, "bad") == [(20, 0, HEIGHT)]
+
+
+def test_what_is_little_is_still_to_be_seen() -> None:
+    requests, *_ = drawn(minute(requests=1), minute(requests=10_000))
+    assert columns(requests, "a")[0] == (0, HEIGHT - 1, 1)
+
+
+def test_tokens_stand_on_top_of_one_another() -> None:
+    tokens = drawn(minute(input=30, output=10))[3]
+    assert columns(tokens, "a") == [(0, HEIGHT / 4, HEIGHT * 3 / 4)]
+    assert columns(tokens, "b") == [(0, 0, HEIGHT / 4)]
+
+
+def test_the_time_is_parted_at_the_first_byte() -> None:
+    times = drawn(minute(requests=1, average=2.0, average_first_byte=0.5), minute(requests=1, average=1.0))[2]
+    assert columns(times, "a") == [(0, HEIGHT * 3 / 4, HEIGHT / 4)]
+    assert columns(times, "b") == [(0, 0, HEIGHT * 3 / 4), (10, HEIGHT / 2, HEIGHT / 2)]
+
+
+def test_a_chart_says_in_words_what_it_shows() -> None:
+    figures = drawn(minute(requests=7, average=1.5), minute(requests=3, average=0.25))
+    told = [svg.get("aria-label") for figure in figures for svg in figure.iter("svg")]
+    assert told == [
+        "Requests a minute over the last hour: at most 7, now 3",
+        "Errors a minute over the last hour: at most 0, now 0",
+        "Average time over the last hour: at most 1.5 s, now 250 ms",
+        "Tokens a minute over the last hour: at most 0, now 0",
+    ]
+
+
+def test_only_charts_of_several_colours_have_a_legend() -> None:
+    legends = ["".join(figure.find("figcaption/span").itertext()) for figure in drawn(minute())]  # type: ignore[union-attr]
+    assert [re.split(r"\s{1,9}(?=[io])", legend.strip()) for legend in legends[3:]] == [["input", "output"]]
+    assert legends[:2] == ["", ""]
+    assert len(CHARTS) == len(legends)

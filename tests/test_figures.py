@@ -1,0 +1,65 @@
+"""Figures: processes add up, those that are gone too; nobody reads half of a file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxy.figures import Figures, SharedFile, of_all
+
+LEAST = frozenset(("start",))
+
+
+def figures(count: float, *observed: float, gauge: float = 0) -> Figures:
+    made = Figures()
+    made.count("counter", ("a",), count)
+    made.observe("histogram", (), observed, (1, 2))
+    made.gauges["gauge"][()] = made.gauges["start"][()] = gauge
+    return made
+
+
+def test_a_histogram_counts_what_is_up_to_each_bound() -> None:
+    made = figures(1, 0.5, 1, 1.5, 2.5)
+    made.observe("histogram", (), [2.0], (1, 2))
+    made.observe("histogram", ("nothing",), [], (1, 2))
+    assert made.histograms == {"histogram": {(): [2, 4, 5, 7.5]}}
+
+
+def test_figures_of_several_files_add_up(tmp_path: Path) -> None:
+    for count in (1, 2):  # of one process, as when its number comes again
+        SharedFile(tmp_path).write(figures(count, count, gauge=count))
+    together = of_all(tmp_path, LEAST)
+    assert together.counters == {"counter": {("a",): 3}}
+    assert together.histograms == {"histogram": {(): [1, 2, 2, 3]}}
+    assert together.gauges == {"gauge": {(): 3}, "start": {(): 1}}
+
+
+def test_of_the_dead_only_what_they_counted_stays(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    SharedFile(tmp_path).write(figures(7, 1, gauge=7))
+    (file,) = tmp_path.iterdir()
+    file.rename(file.with_name(file.name.replace(str(os.getpid()), str(process.pid), 1)))
+    SharedFile(tmp_path).write(figures(1, gauge=1))
+    together = of_all(tmp_path, LEAST)
+    assert together.counters == {"counter": {("a",): 8}}
+    assert together.histograms == {"histogram": {(): [1, 1, 1, 1]}}
+    assert together.gauges == {"gauge": {(): 1}, "start": {(): 1}}
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = SharedFile(tmp_path)
+    file.write(figures(1))
+
+    def break_off(*_: object) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(Path, "replace", break_off)
+    with pytest.raises(OSError, match="killed"):
+        file.write(figures(2))
+    assert of_all(tmp_path, LEAST).counters == {"counter": {("a",): 1}}
+    monkeypatch.undo()
+    file.write(figures(3))
+    assert of_all(tmp_path, LEAST).counters == {"counter": {("a",): 3}}

@@ -1,0 +1,345 @@
+"""The history: what is entered is in the file, from any number of processes; a file that fails costs nothing else."""
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from proxy import history as room
+from proxy.entry import Entry
+from proxy.exchange import Exchange, new_id
+from proxy.history import History
+from proxy.recall import Recall
+from proxy.redaction import Redaction
+from proxy.tables import DAY, HOUR, OURS, middle_of, time_class
+from tests.test_entry import entry
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 20.0
+
+
+def written(**facts: Any) -> Entry:
+    """An entry of a successful exchange, but for what is said otherwise."""
+    made = {"id": new_id(), "method": "POST", "path": "/v1/responses", "status": 200, "result": "success"}
+    return entry(Exchange(**{**made, **facts}), Redaction())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "history.sqlite"
+
+
+@pytest.fixture
+def history(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]:
+    monkeypatch.setattr(room, "RETRY", 0.0)
+    history = History(file, days=30)
+    yield history
+    history.close(0)
+
+
+def ask(file: Path, query: str, *values: object) -> list[Any]:
+    with closing(sqlite3.connect(file)) as db, db:
+        return db.execute(query, values).fetchall()
+
+
+def test_what_is_written_is_there_for_its_owner_alone(history: History, file: Path) -> None:
+    entries = [written(), written()]
+    history.write(entries)
+    assert [found["id"] for found in Recall(file).newest()] == [each.facts["id"] for each in reversed(entries)]
+    assert repr(history) == f"<History {file}, 0 unwritten, 0 dropped>"
+    for name in ("", "-wal", "-shm"):
+        assert stat.S_IMODE(Path(f"{file}{name}").stat().st_mode) == 0o600
+
+
+def test_it_is_kept_from_one_run_to_the_next(history: History, file: Path) -> None:
+    history.write([written()])
+    history.close(0)
+    again = History(file, days=30)
+    again.write([written()])
+    again.close(0)
+    assert Recall(file).totals()["requests"] == 2
+
+
+@pytest.mark.parametrize("durations", [(3.0, 1.0), (1.0, 3.0)])
+def test_the_longest_time_is_that_of_all_batches(history: History, file: Path, durations: tuple[float, float]) -> None:
+    for duration in durations:
+        history.write([written(duration=duration)])
+    assert Recall(file).totals()["longest"] == 3.0
+    assert max(row["longest"] for row in Recall(file).minutes()) == 3.0
+
+
+def test_the_newest_entries_are_kept_and_the_totals_of_all(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_ENTRIES", 10)
+    for number in range(4):
+        history.write([written(id=f"{number}-{each}") for each in range(5)])
+    assert [found["id"] for found in Recall(file).newest()][::9] == ["3-4", "2-0"]
+    assert len(Recall(file).newest()) == 10
+    assert Recall(file).totals()["requests"] == 20
+
+
+@pytest.mark.parametrize("younger", [True, False])
+def test_what_is_older_than_its_days_is_deleted(history: History, file: Path, younger: bool) -> None:
+    now = time.time()
+    history.write([written(began=now - 31 * DAY), *[written(began=now - 29 * DAY)] * younger])
+    assert len(Recall(file).newest()) == younger
+    assert Recall(file).totals()["requests"] == younger
+    assert ask(file, "SELECT count(*) FROM times") == [(int(younger),)]
+    assert ask(file, "SELECT count(*) FROM minutely") == [(0,)]
+
+
+def test_it_prunes_while_nothing_happens_and_not_all_the_time(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.write([written()])
+    old = time.time() - 31 * DAY
+    ask(file, "UPDATE entry SET began = ?", old)
+    history.write([])
+    assert len(Recall(file).newest()) == 1
+    monkeypatch.setattr(history, "_next_pruning", 0.0)
+    history.write([])
+    assert Recall(file).newest() == []
+
+
+def test_of_many_models_totals_tell_the_first_apart(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.write([written(model=f"model-{number:03d}") for number in range(120)])
+    found = {row["of"]: row["requests"] for row in Recall(file).usage("model")}
+    assert len(found) == 101
+    assert found["other"] == 20
+
+
+# ---- several processes
+
+WRITER = """
+    import sys
+    from pathlib import Path
+    from proxy.exchange import Exchange, new_id
+    from proxy.history import History
+    from proxy.ledger import Ledger
+    from proxy.redaction import Redaction
+    import time
+
+    history = History(Path(sys.argv[1]), 30)
+    ledger = Ledger([history], Redaction())
+    ledger.start()
+    count, pace = int(sys.argv[2]), float(sys.argv[3])
+    for number in range(count):
+        ledger.enter(Exchange(id=new_id(), method="POST", path="/", status=200, result="success", duration=0.5))
+        if pace:
+            print(number, flush=True)
+            time.sleep(pace)
+    ledger.close(20)
+"""
+
+
+def writer(file: Path, count: int, pace: float = 0.0) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", dedent(WRITER), str(file), str(count), str(pace)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_three_processes_write_one_history(file: Path) -> None:
+    processes = [writer(file, 700) for _ in range(3)]
+    complaints = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    assert complaints == ["", "", ""]
+    totals = Recall(file).totals()
+    assert (totals["requests"], totals["duration"]) == (2100, 1050)
+    assert ask(file, "SELECT count(*), count(DISTINCT id) FROM entry") == [(2100, 2100)]
+    assert ask(file, "SELECT sum(requests) FROM times") == ask(file, "SELECT sum(requests) FROM minutely") == [(2100,)]
+
+
+def test_a_process_that_is_killed_loses_no_more_than_the_last_second(file: Path) -> None:
+    with writer(file, 100_000, pace=0.002) as process:
+        assert process.stdout is not None
+        times: list[float] = []
+        while not times or times[-1] - times[0] < 1.6:
+            assert process.stdout.readline()
+            times.append(time.monotonic())
+        process.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        process.stdout.read()
+    entered_by_then = sum(moment < killed - 1 for moment in times)
+    assert entered_by_then > 10
+    assert Recall(file).totals()["requests"] >= entered_by_then
+    assert ask(file, "PRAGMA integrity_check") == [("ok",)]
+
+
+# ---- files that fail
+
+
+def corrupt(file: Path) -> Path:
+    file.write_bytes(b"this is no database" * 1000)
+    return file
+
+
+def somebody_elses(file: Path) -> Path:
+    ask(file, "CREATE TABLE theirs (x)")
+    return file
+
+
+def of_another_version(file: Path) -> Path:
+    ask(file, f"PRAGMA application_id = {OURS + 1}")
+    return file
+
+
+def without_its_folder(file: Path) -> Path:
+    return file.parent / "nowhere" / file.name
+
+
+def a_folder(file: Path) -> Path:
+    file.mkdir()
+    return file
+
+
+def read_only(file: Path) -> Path:
+    return Path("/proc") / file.name  # not even for root
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        (corrupt, "file is not a database"),
+        (somebody_elses, "it is not a history of this version of Oxy"),
+        (of_another_version, "it is not a history of this version of Oxy"),
+        (without_its_folder, "No such file or directory"),
+        (a_folder, "Is a directory"),
+        (read_only, "No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_used_costs_the_history_and_says_so_once(
+    file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, spoilt: Any, reason: str
+) -> None:
+    monkeypatch.setattr(room, "RETRY", 0.0)
+    path = spoilt(file)
+    before = path.read_bytes() if path.is_file() else None
+    history = History(path, days=30)
+    for _ in range(3):
+        history.write([written()])
+    assert repr(history) == f"<History {path}, 3 unwritten, 0 dropped>"
+    (line,) = told
+    assert line.startswith(f"the history {path} cannot be written: ")
+    assert reason in line
+    assert before is None or path.read_bytes() == before
+    history.close(0)
+
+
+def test_what_could_not_be_written_is_written_once_it_can_be(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "RETRY", 0.0)
+    monkeypatch.setattr(room, "MOST_UNWRITTEN", 3)
+    file = tmp_path / "folder" / "history.sqlite"
+    history = History(file, days=30)
+    history.write([written(id=str(number)) for number in range(4)])
+    history.write([written(id="4")])
+    assert history.dropped == 2
+    file.parent.mkdir()
+    history.write([])
+    assert [found["id"] for found in Recall(file).newest()] == ["4", "3", "2"]
+    assert told[1:] == [f"the history {file} is written again; 2 entries are missing in it"]
+    history.close(0)
+
+
+def test_it_is_tried_again_only_after_a_while(file: Path, told: list[str]) -> None:
+    history = History(without_its_folder(file), days=30)
+    history.write([written()])
+    (file.parent / "nowhere").mkdir()
+    history.write([written()])
+    assert repr(history).endswith("2 unwritten, 0 dropped>")
+    assert len(told) == 1
+    history.close(0)
+
+
+def test_a_locked_file_costs_a_wait_and_nothing_more(
+    history: History, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.tables.BUSY", 0.01)
+    history.write([written()])
+    with closing(sqlite3.connect(file)) as other, other:
+        other.execute("BEGIN EXCLUSIVE")
+        history.write([written()])
+        assert repr(history).endswith("1 unwritten, 0 dropped>")
+        other.rollback()
+    history.write([])
+    assert Recall(file).totals()["requests"] == 2
+    assert [line.rpartition(": ")[0].partition(" cannot")[0] for line in told[:1]] == [f"the history {file}"]
+    assert "database is locked" in told[0]
+
+
+def test_an_entry_that_no_table_can_take_costs_only_what_came_with_it(history: History, file: Path) -> None:
+    with pytest.raises(OverflowError):
+        history.write([written(bytes_in=2**64), written()])
+    history.write([written()])
+    assert history.dropped == 2
+    assert Recall(file).totals()["requests"] == 1
+
+
+ON_A_FULL_DISK = """
+    import logging, resource, sys
+    from pathlib import Path
+    from proxy.entry import entries
+    from proxy.exchange import Exchange, new_id
+    from proxy.history import History
+    from proxy.redaction import Redaction
+    import proxy.history
+
+    proxy.history.RETRY = 0
+    history = History(Path(sys.argv[1]), 30)
+
+    def write(count):
+        made = [Exchange(id=new_id(), method="POST", path="/", result="success") for _ in range(count)]
+        history.write(entries(made, Redaction()))
+
+    write(10)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    for _ in range(3):
+        write(300)
+    print(history)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    write(1)
+    print(history)
+"""
+
+
+def test_a_full_disk_costs_the_history_for_as_long_as_it_is_full(file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(ON_A_FULL_DISK), str(file)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    full, free = done.stdout.splitlines()
+    assert full == f"<History {file}, 900 unwritten, 0 dropped>"
+    assert free == f"<History {file}, 0 unwritten, 0 dropped>"
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"the history {file} cannot be written: ")
+    assert second == f"the history {file} is written again; 0 entries are missing in it"
+    assert Recall(file).totals()["requests"] == 911
+
+
+def test_a_time_is_in_a_class_that_is_near_it() -> None:
+    for seconds in (1e-6, 0.001, 0.0374, 1, 59.9, 600):
+        assert middle_of(time_class(seconds)) == pytest.approx(seconds, rel=0.026)
+    assert time_class(0) == time_class(-1) == time_class(1e-6)
+
+
+def test_nothing_is_lost_where_a_minute_or_an_hour_ends(history: History, file: Path) -> None:
+    hour = time.time() // HOUR * HOUR
+    history.write([written(began=hour - 1), written(began=hour), written(began=hour + 61)])
+    assert [row[0] - hour for row in ask(file, "SELECT hour FROM hourly ORDER BY hour")] == [-HOUR, 0]
+    assert [row[0] - hour for row in ask(file, "SELECT minute FROM minutely ORDER BY minute")] == [-60, 0, 60]
+    assert os.path.getsize(file) > 0

@@ -1,0 +1,168 @@
+"""Usage that the proxy asks for: asked of streamed chat completions alone, and heard by the ledger alone."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.exchange import Sink
+from proxy.include_usage import LONGEST_EVENT, WithoutUsage, asked, less_usage
+from proxy.recall import Recall
+from tests.conftest import Start
+from tests.peers import Upstream, answer, chunked, request
+
+CHAT = b'{"model": "m", "messages": [], "n": 1.50, "stream": true}'
+WORD = b'data: {"choices":[{"delta":{"content":"a, \\"choices\\":[] "}}],"usage":null}\n\n'
+USAGE = b'data: {"model":"m","choices": [ ],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}\n\n'
+DONE = b"data: [DONE]\n\n"
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        (CHAT, '{"include_usage": true}'),
+        (CHAT[:-1] + b', "stream_options": null}', '{"include_usage": true}'),
+        (CHAT[:-1] + b', "stream_options": {"a": 1}}', '{"a": 1, "include_usage": true}'),
+    ],
+)
+def test_a_stream_without_usage_is_asked_for_it_and_stays_as_it_was_else(said: bytes, options: str) -> None:
+    asking = asked(said)
+    assert asking is not None
+    assert json.loads(asking) == {**json.loads(said), "stream_options": json.loads(options)}
+    assert b'"n":1.50' in asking
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[]",
+        b"not JSON",
+        b'{"stream": false}',
+        b'{"model": "m"}',
+        b'{"stream": 1}',
+        CHAT[:-1] + b', "stream_options": {"include_usage": false}}',
+        CHAT[:-1] + b', "stream_options": {"include_usage": true}}',
+        CHAT[:-1] + b', "stream_options": 5}',
+        CHAT[:-1] + b', "stream": true}',
+    ],
+)
+def test_any_other_body_is_left_alone(said: bytes) -> None:
+    assert asked(said) is None
+
+
+class Gathered(Sink):
+    """A sink that keeps what it takes."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def push(self, piece: bytes) -> bool:
+        self.pieces.append(piece)
+        return False
+
+    async def drain(self) -> None:
+        """Return at once."""
+
+
+class Said:
+    """An answer that comes in these pieces, the last of them with its end."""
+
+    status, headers, complete = 200, [(b"content-length", b"9"), (b"a", b"b")], False
+
+    def __init__(self, *pieces: bytes) -> None:
+        *self._pieces, self._last = pieces
+        self.closed = False
+
+    async def pour(self, sink: Sink) -> None:
+        for piece in self._pieces:
+            if not sink.push(piece):
+                await sink.drain()
+
+    def take(self) -> bytes:
+        return self._last
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@given(st.lists(st.integers(0, len(WORD + WORD + USAGE + DONE)), max_size=8))
+async def test_the_event_goes_whatever_the_cutting_and_the_others_stay(cuts: list[int]) -> None:
+    whole = WORD + WORD + USAGE + DONE
+    edges = [0, *sorted(cuts), len(whole)]
+    heard: list[bytes] = []
+    sink = Gathered()
+    said = Said(*(whole[a:b] for a, b in pairwise(edges)))
+    answer = WithoutUsage(said, heard.append)
+    await answer.pour(sink)
+    assert b"".join([*sink.pieces, answer.take()]) == WORD + WORD + DONE
+    assert b"".join(heard) == whole
+    assert answer.headers == [(b"a", b"b")]
+    assert not answer.complete
+    await answer.close()
+    assert said.closed
+
+
+async def test_an_event_too_long_to_wait_for_goes_on() -> None:
+    sink = Gathered()
+    answer = WithoutUsage(Said(b"data: " + b"x" * LONGEST_EVENT, b"\n\n"), lambda _: None)
+    await answer.pour(sink)
+    assert len(sink.pieces[0]) > LONGEST_EVENT
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        b'data: {"choices":[]}\n\n',
+        b'data: {"choices":[],"usage":null}\n\n',
+        b'data: {"choices":[],"usage":{}\n\n',
+        b'event: x\ndata: {"choices":[],"usage":{}}\n\n',
+        b'data: "choices":[]\n\n',
+    ],
+)
+def test_what_only_looks_like_it_stays(events: bytes) -> None:
+    assert less_usage(events) == events
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_the_ledger_hears_of_the_usage_and_the_client_does_not(
+    start: Start, upstream: Upstream, tmp_path: Path
+) -> None:
+    history = tmp_path / "history.sqlite"
+    upstream.says(STREAM + chunked(WORD, USAGE + DONE, b""))
+    async with start(PROXY_INCLUDE_USAGE="1", PROXY_HISTORY=str(history)) as proxy:
+        client = await proxy.connect()
+        await client.say(request("POST", b"/v1/chat/completions?a=b", [(b"Accept-Encoding", b"gzip")], CHAT))
+        assert (await client.hear()).body == WORD + DONE
+    (heard,) = upstream.heard
+    assert json.loads(heard.body)["stream_options"] == {"include_usage": True}
+    assert heard.get(b"content-length") == str(len(heard.body)).encode()
+    assert heard.get(b"accept-encoding") is None
+    (entry,) = Recall(history).newest()
+    assert (entry["usage_added"], entry["tokens"]["total"]) == (True, 7)
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize(
+    "said",
+    [
+        request("POST", b"/v1/chat/completions", body=b'{"model": "m"}'),
+        request("POST", b"/v1/responses", body=CHAT),
+        request("POST", b"/v1/chat/completions", [(b"Content-Encoding", b"gzip")], CHAT),
+        request("GET", b"/v1/chat/completions"),
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: proxy.example\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunked(CHAT, b""),
+    ],
+    ids=["no stream", "another path", "compressed", "no body", "of unknown length"],
+)
+async def test_every_other_exchange_passes_as_it_is(start: Start, upstream: Upstream, said: bytes) -> None:
+    upstream.says(answer(body=b"whatever"))
+    async with start(PROXY_INCLUDE_USAGE="1") as proxy:
+        client = await proxy.connect()
+        await client.say(said)
+        assert (await client.hear()).body == b"whatever"
+    assert upstream.heard[0].body in (CHAT, b'{"model": "m"}', b"")

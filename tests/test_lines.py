@@ -1,0 +1,207 @@
+"""The log on stdout: whole lines, and a reader that stops reading stops nothing else."""
+
+import json
+import os
+import pty
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from proxy import lines as room
+from proxy.entry import PIPE_BUF, Entry
+from proxy.exchange import Exchange
+from proxy.lines import Lines, log_lines
+from proxy.redaction import Redaction
+from proxy.values import LogFormat
+from tests.test_entry import entry
+
+PATIENCE = 10.0
+
+
+def written(number: int, path: str = "/v1/models") -> Entry:
+    exchange = Exchange(id=str(number), method="GET", path=path, began=0.0, status=200, result="success")
+    return entry(exchange, Redaction())
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, "it never came"
+        time.sleep(0.005)
+
+
+class Pipe:
+    """A pipe with a reader that reads when it is told to."""
+
+    def __init__(self, flags: int = 0) -> None:
+        self.reading, self.writing = os.pipe2(flags)
+
+    def read(self, count: int) -> list[str]:
+        """Read until that many lines have come; what it was filled with stands before the first."""
+        text = b""
+        while text.count(b"\n") < count:
+            text += os.read(self.reading, 1 << 20)
+        return text.decode().splitlines()
+
+    def fill(self) -> None:
+        """Leave no room in it."""
+        os.set_blocking(self.writing, False)
+        try:
+            while True:
+                os.write(self.writing, b" " * PIPE_BUF)
+        except BlockingIOError:
+            os.set_blocking(self.writing, True)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    os.close(pipe.reading)  # whoever is stuck at the other end gets an error, and ends
+
+
+Open = Callable[..., Lines]
+
+
+@pytest.fixture
+def open_lines(pipe: Pipe) -> Iterator[Open]:
+    opened: list[Lines] = []
+
+    def open_lines(log_format: LogFormat = "json") -> Lines:
+        opened.append(Lines(pipe.writing, log_format))
+        return opened[-1]
+
+    yield open_lines
+    for lines in opened:
+        lines.close(0)
+
+
+@pytest.mark.parametrize(
+    ("log_format", "line"),
+    [
+        ("json", written(7).json),
+        ("text", "1970-01-01T00:00:00.000Z 200 GET /v1/models 0.000 s, 0 B in, 0 B out, relay 7"),
+    ],
+)
+def test_an_entry_is_one_line_in_the_format_that_was_chosen(
+    pipe: Pipe, open_lines: Open, log_format: LogFormat, line: str
+) -> None:
+    lines = open_lines(log_format)
+    lines.write([])
+    lines.write([written(7)])
+    assert pipe.read(1) == [line]
+    until(lambda: repr(lines) == "<Lines 0 waiting, 0 dropped>")
+
+
+def test_lines_go_out_whole_so_that_those_of_several_workers_do_not_mix() -> None:
+    pipe = Pipe(os.O_DIRECT)  # each write is one packet
+    lines = Lines(pipe.writing, "json")
+    lines.write([written(number, "/" + "x" * (number * 37 % 2000)) for number in range(300)])
+    numbers: list[str] = []
+    while len(numbers) < 300:
+        packet = os.read(pipe.reading, 2 * PIPE_BUF)
+        assert len(packet) <= PIPE_BUF
+        assert packet.endswith(b"\n")
+        numbers += [json.loads(line)["id"] for line in packet.splitlines()]
+    assert numbers == [str(number) for number in range(300)]
+    lines.close(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("log_format", "notice"), [("json", '{"dropped_log_entries":5}'), ("text", "5 log entries dropped")]
+)
+def test_a_reader_that_stops_blocks_nobody_and_hears_what_it_missed(
+    pipe: Pipe, open_lines: Open, monkeypatch: pytest.MonkeyPatch, log_format: LogFormat, notice: str
+) -> None:
+    monkeypatch.setattr(room, "MOST_WAITING", 100)
+    pipe.fill()
+    lines = open_lines(log_format)
+    lines.write([written(0)])
+    until(lambda: repr(lines) == "<Lines 0 waiting, 0 dropped>")  # it is stuck with this one
+    lines.write([written(number) for number in range(1, 106)])
+    lines.write([])
+    assert repr(lines) == "<Lines 100 waiting, 5 dropped>"
+    heard = [line.strip() for line in pipe.read(102)]
+    assert heard[1] == notice
+    assert len(heard) == 102
+    lines.write([written(200)])
+    assert len(pipe.read(1)) == 1
+    assert lines.dropped == 5
+
+
+def test_a_reader_that_is_gone_costs_lines(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "RETRY", 0.001)
+    full = os.open("/dev/full", os.O_WRONLY)
+    lines = Lines(full, "json")
+    lines.write([written(1), written(2)])
+    until(lambda: lines.dropped == 2)
+    lines.write([written(3)])
+    os.dup2(pipe.writing, full)  # there is room again
+    heard = pipe.read(2)
+    assert json.loads(heard[0]) == {"dropped_log_entries": 2}
+    lines.close(PATIENCE)
+
+
+def test_a_stream_that_takes_nothing_is_given_up_at_the_end() -> None:
+    lines = Lines(os.open("/dev/full", os.O_WRONLY), "json")
+    lines.write([written(1)])
+    until(lambda: lines.dropped == 1)
+    lines.write([written(2)])
+    began = time.monotonic()
+    lines.close(PATIENCE)
+    assert time.monotonic() - began < PATIENCE / 2
+
+
+def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe, open_lines: Open) -> None:
+    pipe.fill()
+    os.set_blocking(pipe.writing, False)
+    lines = open_lines()
+    lines.write([written(1)])
+    until(lambda: repr(lines) == "<Lines 0 waiting, 0 dropped>")
+    assert json.loads(pipe.read(1)[0].strip())["id"] == "1"
+
+
+def test_closing_writes_what_waits(pipe: Pipe, open_lines: Open) -> None:
+    lines = open_lines()
+    lines.write([written(number) for number in range(50)])
+    lines.close(PATIENCE)
+    assert len(pipe.read(50)) == 50
+
+
+def test_closing_does_not_wait_for_a_stuck_reader_beyond_its_patience(pipe: Pipe, open_lines: Open) -> None:
+    pipe.fill()
+    lines = open_lines()
+    lines.write([written(1)])
+    lines.close(0.01)
+
+
+@pytest.mark.parametrize(
+    ("environ", "coloured"), [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)], ids=str
+)
+def test_on_a_terminal_text_is_coloured_unless_nobody_wants_that(environ: dict[str, str], coloured: bool) -> None:
+    reading, writing = pty.openpty()
+    with open(writing, "w") as terminal:
+        lines = log_lines(terminal, "text", environ)
+        lines.write([written(1)])
+        heard = b""
+        while b"\n" not in heard:
+            heard += os.read(reading, 4096)
+        lines.close(PATIENCE)
+    os.close(reading)
+    assert (b"\x1b[32m200\x1b[0m" in heard) == coloured
+
+
+def test_elsewhere_text_has_no_colour(pipe: Pipe) -> None:
+    with open(pipe.writing, "w") as stream:
+        lines = log_lines(stream, "text", {})
+        lines.write([written(1)])
+        assert "\x1b" not in pipe.read(1)[0]
+        lines.close(PATIENCE)
+
+
+def test_where_stdout_is_closed_every_line_is_dropped() -> None:
+    lines = log_lines(None, "json", {})
+    lines.write([written(1)])
+    until(lambda: lines.dropped == 1)
+    lines.close(PATIENCE)

@@ -1,0 +1,158 @@
+"""Who may see the operator's pages, and what the cookie is worth."""
+
+import time
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from proxy.errors import BodyTooLarge, Forbidden
+from proxy.login import COOKIE, LIFE, Login
+
+TOKEN = "a-token&of=many+characters;"
+QUOTED = quote(TOKEN)
+PATHS = ("/log", "/metrics")
+PAIR = tuple[str, str]
+
+
+@pytest.fixture
+def login() -> Login:
+    return Login(TOKEN, PATHS)
+
+
+def request(
+    *headers: PAIR, method: str = "GET", query: str = "", body: tuple[bytes, ...] = (), scheme: str = "http"
+) -> Request:
+    pieces = iter((*body, b""))
+
+    async def receive() -> dict[str, Any]:
+        piece = next(pieces)
+        return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "scheme": scheme,
+        "path": "/log",
+        "raw_path": b"/log",
+        "query_string": query.encode(),
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
+    }
+    return Request(scope, receive)
+
+
+def cookies(response: Response | None) -> list[SimpleCookie]:
+    assert response is not None
+    return [SimpleCookie(value.decode()) for name, value in response.raw_headers if name == b"set-cookie"]
+
+
+@pytest.fixture
+async def cookie(login: Login) -> str:
+    (first, *_) = cookies(await login.check(request(query=f"access_token={QUOTED}")))
+    return first[COOKIE].value
+
+
+@pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer  {TOKEN} "])
+async def test_a_bearer_token_opens(login: Login, header: str) -> None:
+    assert await login.check(request(("authorization", header))) is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("authorization", "Bearer")],
+        [("authorization", f"Basic {TOKEN}")],
+        [("authorization", f"Bearer {TOKEN}x")],
+        [("authorization", "Bearer \xff\xfe")],
+        [("x-api-key", TOKEN)],
+        [("cookie", f"{COOKIE}={TOKEN}")],
+        [("cookie", f"{COOKIE}=")],
+        [("cookie", f"{COOKIE}=99999999999.{'0' * 64}")],
+        [("cookie", f"{COOKIE}={'9' * 9000}.{'0' * 64}")],
+        [("cookie", f"{COOKIE}=\xb2.{'0' * 64}")],
+    ],
+)
+async def test_nothing_else_does(login: Login, headers: list[PAIR]) -> None:
+    with pytest.raises(Forbidden, match="wants the ACCESS_TOKEN"):
+        await login.check(request(*headers))
+
+
+@pytest.mark.parametrize(
+    ("query", "location"),
+    [
+        ("access_token={}", "/log"),
+        ("a=1&access_token={}&b=%2F;c", "/log?a=1&b=%2F;c"),
+        ("access%5Ftoken={}&a=%0d%0a", "/log?a=%0d%0a"),
+        ("access_token=wrong&access_token={}", "/log"),
+    ],
+)
+async def test_a_token_in_the_query_is_redirected_away_from(login: Login, query: str, location: str) -> None:
+    response = await login.check(request(query=query.format(QUOTED)))
+    assert response is not None
+    assert (response.status_code, response.headers["location"]) == (303, location)
+
+
+async def test_the_cookie_opens_for_its_time_and_holds_no_token(login: Login, cookie: str) -> None:
+    assert TOKEN not in cookie
+    assert await login.check(request(("cookie", f"other=1; {COOKIE}={cookie}"))) is None
+    assert await Login(TOKEN, PATHS).check(request(("cookie", f"{COOKIE}={cookie}"))) is None, "another worker"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_cookie_goes_to_the_pages_alone_and_to_no_script(login: Login, scheme: str) -> None:
+    made = cookies(await login.check(request(query=f"access_token={QUOTED}", scheme=scheme)))
+    assert [each[COOKIE]["path"] for each in made] == list(PATHS)
+    for each in made:
+        facts = each[COOKIE]
+        assert facts["httponly"] is True
+        assert facts["samesite"] == "strict"
+        assert bool(facts["secure"]) is (scheme == "https")
+        assert facts["max-age"] == str(LIFE)
+        assert not facts["domain"]
+
+
+async def test_the_cookie_is_secure_where_tls_ended_before_us(login: Login) -> None:
+    asked = request(("x-forwarded-proto", "https"), query=f"access_token={QUOTED}")
+    assert all(each[COOKIE]["secure"] for each in cookies(await login.check(asked)))
+
+
+async def test_a_cookie_ends(login: Login, cookie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = time.time() + LIFE
+    monkeypatch.setattr(time, "time", lambda: end + 1)
+    with pytest.raises(Forbidden):
+        await login.check(request(("cookie", f"{COOKIE}={cookie}")))
+
+
+async def test_a_cookie_that_says_that_it_lives_longer_is_none(login: Login, cookie: str) -> None:
+    end, _, signature = cookie.partition(".")
+    with pytest.raises(Forbidden):
+        await login.check(request(("cookie", f"{COOKIE}={int(end) + 1}.{signature}")))
+
+
+async def test_another_token_ends_all_cookies(cookie: str) -> None:
+    with pytest.raises(Forbidden):
+        await Login("another", PATHS).check(request(("cookie", f"{COOKIE}={cookie}")))
+
+
+async def test_the_form_takes_the_token_in_any_pieces(login: Login) -> None:
+    body = f"username=oxy&access_token={QUOTED}".encode()
+    for pieces in ((body,), (body[:20], body[20:]), tuple(bytes([byte]) for byte in body)):
+        response = await login.check(request(method="POST", query="route=relay", body=pieces))
+        assert response is not None
+        assert (response.status_code, response.headers["location"]) == (303, "/log?route=relay")
+        assert cookies(response)
+
+
+@pytest.mark.parametrize("body", [b"", b"access_token=", b"access_token=wrong", b"\xff\xfe%", b"access_token=%ff%00"])
+async def test_a_form_with_a_wrong_token_opens_nothing(login: Login, cookie: str, body: bytes) -> None:
+    with pytest.raises(Forbidden, match="not the ACCESS_TOKEN"):
+        await login.check(request(("cookie", f"{COOKIE}={cookie}"), method="POST", body=(body,) if body else ()))
+
+
+async def test_a_form_is_not_read_for_ever(login: Login) -> None:
+    with pytest.raises(BodyTooLarge):
+        await login.check(request(method="POST", body=(b"a" * 1000,) * 5))

@@ -1,0 +1,334 @@
+"""Metrics: every fact of an entry is counted under a bounded label, and several workers add up."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy import metrics as room
+from proxy.metrics import GAUGES, Metrics, Reading, operation
+from tests.test_entry import Usage
+from tests.test_history import written
+
+ROOT = Path(__file__).parent.parent
+DASHBOARD = ROOT / "docs" / "grafana.json"
+PATIENCE = 20
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics([], dict)
+
+
+Samples = dict[tuple[str, frozenset[str]], float]
+
+
+def samples(exposition: bytes) -> Samples:
+    """The value of each sample by its name and the values of its labels, which come in any order."""
+    families = text_string_to_metric_families(exposition.decode())
+    return {
+        (sample.name, frozenset(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, *labels: str) -> float | None:
+    return samples(metrics.exposition()).get((name, frozenset(labels)))
+
+
+def models(metrics: Metrics) -> set[str]:
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {sample.labels["model"] for family in families for sample in family.samples if "model" in sample.labels}
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "labels", "amount"),
+    [
+        ({}, "oxy_exchanges_total", ("relay", "POST", "2xx", "success"), 1),
+        ({"method": "BREW"}, "oxy_exchanges_total", ("relay", "other", "2xx", "success"), 1),
+        ({"status": None}, "oxy_exchanges_total", ("relay", "POST", "none", "success"), 1),
+        ({"bytes_in": 7}, "oxy_received_bytes_total", ("relay",), 7),
+        ({"bytes_out": 9, "route": "openai"}, "oxy_sent_bytes_total", ("openai",), 9),
+        ({"result": "proxy_overloaded"}, "oxy_refusals_total", ("relay", "proxy_overloaded"), 1),
+        ({"result": "forbidden"}, "oxy_refusals_total", ("relay", "forbidden"), 1),
+        ({"result": "upstream_timeout"}, "oxy_refusals_total", ("relay", "upstream_timeout"), None),
+        ({"cancelled": True}, "oxy_cancellations_total", ("relay",), 1),
+        ({}, "oxy_cancellations_total", ("relay",), None),
+        ({"retries": 2}, "oxy_retries_total", ("relay",), 2),
+        ({"timed_out": "head"}, "oxy_timeouts_total", ("relay", "head"), 1),
+        ({"usage": Usage(), "model": "m"}, "oxy_tokens_total", ("cached", "m"), 20),
+        ({"usage": Usage()}, "oxy_tokens_total", ("output_audio", "unknown"), 5),
+        ({"duration": 3.0}, "oxy_exchange_duration_seconds_sum", ("relay",), 3.0),
+        ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", ("relay", "2.5"), 0),
+        ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", ("relay", "5.0"), 1),
+        ({"first_byte": 0.5}, "oxy_first_byte_seconds_sum", ("relay",), 0.5),
+        ({}, "oxy_first_byte_seconds_count", ("relay",), None),
+        ({"first_byte": 0.5, "upstream_wait": 0.375}, "oxy_overhead_seconds_sum", ("relay",), 0.125),
+        ({"first_byte": 0.5, "upstream_wait": 0.75}, "oxy_overhead_seconds_sum", ("relay",), 0),
+        ({"first_byte": 0.5}, "oxy_overhead_seconds_count", ("relay",), None),
+        (
+            {"model": "m", "duration": 3.0, "path": "/v1/chat/completions"},
+            "gen_ai_client_operation_duration_seconds_sum",
+            ("chat", "openai", "m"),
+            3.0,
+        ),
+        (
+            {"model": "m", "first_byte": 0.5, "stream": True},
+            "gen_ai_client_operation_time_to_first_chunk_seconds_sum",
+            ("chat", "openai", "m"),
+            0.5,
+        ),
+        (
+            {"model": "m", "first_byte": 0.5},
+            "gen_ai_client_operation_time_to_first_chunk_seconds_count",
+            ("chat", "openai", "m"),
+            None,
+        ),
+        (
+            {"model": "m", "usage": Usage(output=None)},
+            "gen_ai_client_token_usage_sum",
+            ("chat", "openai", "m", "input"),
+            120,
+        ),
+        (
+            {"model": "m", "usage": Usage(output=None)},
+            "gen_ai_client_token_usage_count",
+            ("chat", "openai", "m", "output"),
+            None,
+        ),
+    ],
+)
+def test_each_fact_is_counted(
+    metrics: Metrics, facts: dict[str, Any], name: str, labels: tuple[str, ...], amount: float | None
+) -> None:
+    metrics.write([written(**facts)])
+    assert value(metrics, name, *labels) == amount
+
+
+def test_figures_add_up_over_batches(metrics: Metrics) -> None:
+    metrics.write([written(bytes_in=1), written(bytes_in=2)])
+    metrics.write([])
+    metrics.write([written(bytes_in=4)])
+    assert value(metrics, "oxy_received_bytes_total", "relay") == 7
+    assert value(metrics, "oxy_exchange_duration_seconds_count", "relay") == 3
+
+
+def test_of_many_models_the_first_hundred_have_labels_of_their_own(metrics: Metrics) -> None:
+    metrics.write([written(model=f"model-{number}", usage=Usage(input=1)) for number in range(150)])
+    assert len(models(metrics)) == 101
+    assert value(metrics, "oxy_tokens_total", "input", "other") == 50
+
+
+def test_a_hostile_name_is_only_a_label(metrics: Metrics) -> None:
+    metrics.write([written(model='m"} 1\noxy_exchanges_total 7\n\N{SNOWMAN}', usage=Usage())])
+    assert models(metrics) == {"m%22}%201%0Aoxy_exchanges_total%207%0A%E2%98%83"}
+
+
+def test_gauges_are_read_when_they_are_asked_for() -> None:
+    now = {"open": 1.0}
+    readings = [
+        Reading(gauge="oxy_upstream_connections_open", read=lambda: now["open"]),
+        Reading(gauge="oxy_slots", read=lambda: 32, guard="convenience"),
+        Reading(gauge="oxy_slots", read=lambda: 1024, guard="relay"),
+    ]
+    metrics = Metrics(readings, dict)
+    now["open"] = 5
+    assert value(metrics, "oxy_upstream_connections_open") == 5
+    assert value(metrics, "oxy_slots", "convenience") == 32
+    assert value(metrics, "oxy_slots", "relay") == 1024
+
+
+def test_lost_entries_are_counted_once() -> None:
+    losses = {"log": 3}
+    metrics = Metrics([], lambda: losses)
+    metrics.write([])
+    losses.update(log=5, history=1)
+    assert value(metrics, "oxy_log_entries_dropped_total", "log") == 5
+    assert value(metrics, "oxy_log_entries_dropped_total", "history") == 1
+
+
+def test_the_process_is_measured(metrics: Metrics) -> None:
+    names = {name for name, _ in samples(metrics.exposition()) if name.startswith("process_")}
+    assert names >= {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"}
+    before = value(metrics, "process_cpu_seconds_total")
+    assert before is not None
+    sum(range(3_000_000))
+    after = value(metrics, "process_cpu_seconds_total")
+    assert after is not None
+    assert before < after < before + 10
+    metrics.close(0)
+
+
+def test_there_is_nothing_but_ours(metrics: Metrics) -> None:
+    metrics.write([written()])
+    families = [family.name for family in text_string_to_metric_families(metrics.exposition().decode())]
+    assert len(families) == len(set(families))
+    assert all(name.startswith(("oxy_", "gen_ai_", "process_")) for name in families)
+    assert not [name for name in families if name.endswith("_created")]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        *(("/v1/chat/completions", "chat"), ("/v1/completions", "text_completion"), ("/v1/embeddings", "embeddings")),
+        *(("/openai/deployments/d/chat/completions", "chat"), ("/v1/responses", "chat"), ("/openai2", "chat")),
+        *(("/v1/models", "other"), ("", "other")),
+    ],
+)
+def test_an_operation_has_the_name_that_the_conventions_give_it(path: str, name: str) -> None:
+    assert operation(path) == name
+
+
+# ---- several workers
+
+WORKER = """
+    import sys
+    from proxy.metrics import Metrics, Reading
+    from tests.test_entry import Usage
+    from tests.test_history import written
+
+    metrics = Metrics([Reading(gauge="oxy_exchanges_in_flight", read=lambda: int(sys.argv[1]))], lambda: {"log": 2})
+    metrics.write([written(model="m", usage=Usage(input=100), duration=0.02)] * int(sys.argv[1]))
+    print("counted", flush=True)
+    for order in sys.stdin:
+        print(metrics.exposition().decode() + "# END", flush=True)
+"""
+
+
+class Worker:
+    """A process that counts as many exchanges as it is told, and then shows the metrics of all."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", dedent(WORKER), str(count)],
+            cwd=ROOT,
+            env={**os.environ, room.DIRECTORY: str(directory)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self, end: str) -> str:
+        assert self.process.stdout is not None
+        heard = ""
+        while not heard.endswith(f"{end}\n"):
+            line = self.process.stdout.readline()
+            assert line, "it ended"
+            heard += line
+        return heard
+
+    def show(self) -> Samples:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return samples(self.hear("# END").encode())
+
+    def end(self) -> None:
+        self.process.communicate(timeout=PATIENCE)  # it hears no more orders
+
+
+def test_the_metrics_of_three_workers_add_up_also_after_one_is_killed(tmp_path: Path) -> None:
+    workers = [Worker(tmp_path, count) for count in (1, 2, 4)]
+    for worker in workers:
+        worker.hear("counted")
+    relayed = frozenset(("relay", "POST", "2xx", "success"))
+    shown: Samples = {}
+    for worker in workers:
+        shown = worker.show()
+        assert shown["oxy_exchanges_total", relayed] == 7
+        assert shown["oxy_tokens_total", frozenset(("input", "m"))] == 700
+        assert shown["oxy_exchange_duration_seconds_bucket", frozenset(("relay", "0.025"))] == 7
+        assert shown["oxy_exchange_duration_seconds_bucket", frozenset(("relay", "0.01"))] == 0
+        assert shown["gen_ai_client_token_usage_count", frozenset(("chat", "openai", "m", "input"))] == 7
+        assert shown["oxy_exchanges_in_flight", frozenset(())] == 7
+        assert shown["oxy_log_entries_dropped_total", frozenset(("log",))] == 6
+    whole, start = (
+        shown["process_resident_memory_bytes", frozenset(())],
+        shown["process_start_time_seconds", frozenset(())],
+    )
+
+    workers[2].process.kill()
+    workers[2].end()
+    shown = workers[0].show()
+    assert shown["oxy_exchanges_total", relayed] == 7
+    assert shown["oxy_exchanges_in_flight", frozenset(())] == 3
+    assert shown["process_resident_memory_bytes", frozenset(())] < 0.9 * whole
+    assert shown["process_start_time_seconds", frozenset(())] >= start
+    for worker in workers[:2]:
+        worker.end()
+
+
+def test_figures_are_shared_once_a_second_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen_by_others() -> float | None:
+        return value(asked, "oxy_exchange_duration_seconds_count", "relay")
+
+    monkeypatch.setenv(room.DIRECTORY, str(tmp_path))
+    asked, ending = Metrics([], dict), Metrics([], dict)
+    ending.write([written()])
+    assert seen_by_others() == 1
+    ending.write([written()])
+    assert seen_by_others() == 1
+    monkeypatch.setattr(ending, "_next_sharing", 0.0)
+    ending.write([written()])
+    assert seen_by_others() == 3
+    ending.write([written()])
+    ending.close(0)
+    assert seen_by_others() == 4
+
+
+# ---- the dashboard
+
+
+def expressions(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        return [
+            *([node["expr"]] if "expr" in node else []),
+            *(e for child in node.values() for e in expressions(child)),
+        ]
+    return [e for child in node for e in expressions(child)] if isinstance(node, list) else []
+
+
+def labels_by_name() -> dict[str, set[str]]:
+    """The labels of every series that there can be."""
+    metrics = Metrics(
+        [Reading(gauge=name, read=lambda: 1, guard="g" if GAUGES[name][1] else None) for name in GAUGES],
+        lambda: {"log": 1},
+    )
+    everything = {"model": "m", "usage": Usage(), "first_byte": 1.0, "upstream_wait": 0.5, "stream": True, "retries": 1}
+    metrics.write([written(**everything, cancelled=True, timed_out="head", result="forbidden")])
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {sample.name: set(sample.labels) for family in families for sample in family.samples}
+
+
+def test_the_dashboard_asks_for_series_and_labels_that_exist_and_shows_every_metric() -> None:
+    known, asked = labels_by_name(), set()
+    for expression in expressions(json.loads(DASHBOARD.read_text(encoding="utf-8"))):
+        names = set(
+            re.findall(r"\b(?:oxy|gen_ai|process)_\w+(?=[\[{) ]|$)", re.sub(r"by \([^)]*\)|\{[^}]*\}", "", expression))
+        )
+        assert names, expression
+        assert names <= known.keys(), expression
+        labels = {each.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for each in group.split(",")}
+        labels |= set(re.findall(r"[{,]\s*(\w+)\s*[!=]", expression))
+        assert all(labels <= known[name] for name in names), expression
+        asked |= names
+    stems = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known}
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+    assert {name for name in stems - shown if not name.startswith("process_")} == set()
+
+
+def test_the_dashboard_can_be_imported_anywhere() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    assert all(panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"} for panel in panels)
+    assert all(panel["title"] and panel["targets"] for panel in panels)
+    assert dashboard["id"] is None

@@ -1,0 +1,159 @@
+"""What the history has to say: the newest entries by every filter, totals, minutes, usage; each from an index."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.history import History
+from proxy.recall import NoHistory, Recall
+from tests.test_entry import Usage
+from tests.test_history import written
+
+HOUR = 3600
+NOW = 2_000_000_000 // HOUR * HOUR + 1800.0
+
+
+@pytest.fixture
+def recall(tmp_path: Path) -> Recall:
+    """A history of six exchanges in two hours."""
+    file = tmp_path / "a history?#%.sqlite"
+    history = History(file, days=10**6)
+    history.write(
+        [
+            written(id="1", began=NOW - HOUR, duration=1.0, model="m-1", key="a", usage=Usage(input=10, output=1)),
+            written(id="2", began=NOW, duration=2.0, first_byte=0.5, model="m-1", usage=Usage(input=1000, total=None)),
+            written(id="3", began=NOW, duration=3.0, first_byte=1.5, model="m-2", key="a", usage=None, bytes_in=7),
+            written(id="4", began=NOW, status=503, result="proxy_overloaded", overloaded=True, route="openai"),
+            written(id="5", began=NOW + 60, status=499, result="client_cancelled", cancelled=True, bytes_out=9),
+            written(id="6", began=NOW + 60, status=404, result="upstream_api_error", incoming_id="mine", retries=2),
+        ]
+    )
+    history.close(0)
+    return Recall(file)
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        ({}, "654321"),
+        ({"limit": 2}, "65"),
+        ({"after": 4}, "65"),
+        ({"route": "openai"}, "4"),
+        ({"model": "m-1"}, "21"),
+        ({"status": "4xx"}, "65"),
+        ({"failed": True}, "64"),
+        ({"request_id": "3"}, "3"),
+        ({"request_id": "mine"}, "6"),
+        ({"request_id": "other"}, ""),
+        ({"route": "relay", "status": "2xx", "model": "m-2"}, "3"),
+        ({"failed": True, "route": "relay", "request_id": "mine", "after": 1, "limit": 1}, "6"),
+        ({"model": "' OR 1=1 --"}, ""),
+    ],
+    ids=str,
+)
+def test_the_newest_entries_are_found_by_every_filter(recall: Recall, filters: dict[str, Any], ids: str) -> None:
+    found = recall.newest(**filters)
+    assert "".join(each["id"] for each in found) == ids
+    assert [each["number"] for each in found] == [int(each["id"]) for each in found]
+
+
+def test_an_entry_comes_back_as_it_was_written(recall: Recall) -> None:
+    (found,) = recall.newest(request_id="2")
+    expected = written(id="2", began=NOW, duration=2.0, first_byte=0.5, model="m-1", usage=Usage(1000, total=None))
+    assert found == {"number": 2, **expected.facts}
+
+
+def test_totals_are_those_of_all_entries(recall: Recall) -> None:
+    totals = recall.totals()
+    expected = {
+        **{"requests": 6, "errors": 2, "overloads": 1, "cancellations": 1, "retries": 2, "bytes_in": 7, "bytes_out": 9},
+        **{"duration": 6, "average": 1.0, "longest": 3, "first_byte": 2.0, "first_bytes": 2, "average_first_byte": 1.0},
+        **{"longest_first_byte": 1.5, "input": 1010, "most_input": 1000, "cached": 40, "output": 31, "most_output": 30},
+        **{"total": 150, "most_total": 150, "most_cached": 20, "reasoning": 0, "most_reasoning": 0},
+    }
+    quantiles = {"p50": totals.pop("p50"), "p99": totals.pop("p99")}
+    assert totals == expected
+    assert quantiles["p50"] == pytest.approx(1e-6, rel=0.03)  # three took no time at all
+    assert quantiles["p99"] == pytest.approx(3, rel=0.03)
+
+
+def test_totals_since_some_time_are_those_of_its_hour_and_later(recall: Recall) -> None:
+    assert recall.totals(NOW)["requests"] == 5
+    assert recall.totals(NOW - HOUR)["requests"] == 6
+    nothing = recall.totals(NOW + 10 * HOUR)
+    assert nothing["requests"] == nothing["longest"] == 0
+    assert nothing["average"] is nothing["p50"] is nothing["p99"] is nothing["average_first_byte"] is None
+
+
+def test_each_minute_of_the_last_hour_has_its_totals(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite"
+    history = History(file, days=1)
+    import time
+
+    now = time.time() // 60 * 60 + 30
+    history.write([written(began=now - 3600), written(began=now - 60, duration=2.0), written(began=now)])
+    history.close(0)
+    minutes = Recall(file).minutes(now)
+    assert [row["minute"] for row in minutes] == [now - 30 - 60 * ago for ago in reversed(range(60))]
+    assert [row["requests"] for row in minutes] == [0] * 58 + [1, 1]
+    assert minutes[-2]["average"] == 2.0
+    assert minutes[0]["average"] is None
+    assert minutes[0].keys() == minutes[-1].keys()
+    assert len(Recall(file).minutes()) == 60
+
+
+@pytest.mark.parametrize(
+    ("by", "requests"),
+    [
+        ("model", {"": 3, "m-1": 2, "m-2": 1}),
+        ("route", {"relay": 5, "openai": 1}),
+        ("key", {"": 4, "a": 2}),
+        ("day", {"2033-05-18": 6}),
+    ],
+)
+def test_usage_is_told_by_what_is_asked_for(recall: Recall, by: Any, requests: dict[str, int]) -> None:
+    rows = recall.usage(by)
+    assert {row["of"]: row["requests"] for row in rows} == requests
+    assert sum(row["requests"] for row in recall.usage(by, since=NOW)) == 5
+
+
+def test_a_quantile_is_near_the_one_of_all_times(tmp_path: Path) -> None:
+    history = History(tmp_path / "h", days=1)
+    history.write([written(duration=number / 100) for number in range(1, 1001)])
+    history.close(0)
+    totals = Recall(tmp_path / "h").totals()
+    assert totals["p50"] == pytest.approx(5.0, rel=0.03)
+    assert totals["p99"] == pytest.approx(9.9, rel=0.03)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database" * 100])
+def test_a_file_that_cannot_be_read_is_no_history(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "history.sqlite"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(NoHistory, match=r"history\.sqlite"):
+        Recall(file).newest()
+    assert file.exists() == (content is not None), "to read is not to make"
+
+
+def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[str] = []
+
+    def explained(query: str, *values: object) -> list[Any]:
+        with closing(sqlite3.connect(recall._path)) as db:
+            plans.extend(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", values))
+        return ask(query, *values)
+
+    ask = recall._ask
+    monkeypatch.setattr(recall, "_ask", explained)
+    for filters in ({}, {"route": "a"}, {"model": "a"}, {"status": "4xx"}, {"failed": True}, {"request_id": "a"}):
+        recall.newest(**filters)
+    recall.totals()
+    recall.minutes()
+    for by in ("model", "route", "day", "key"):
+        recall.usage(by)
+    assert len(plans) > 15
+    assert not [plan for plan in plans if plan.startswith("SCAN")]

@@ -1,0 +1,61 @@
+"""What is known of a session when it is over."""
+
+import json
+from typing import Any
+
+import pytest
+
+from proxy.session import MAX_EVENT, Flow, Usage
+
+REALTIME = {
+    "total_tokens": 253,
+    "input_tokens": 132,
+    "output_tokens": 121,
+    "input_token_details": {"text_tokens": 119, "audio_tokens": 13, "cached_tokens": 64},
+    "output_token_details": {"text_tokens": 30, "audio_tokens": 91},
+}
+RESPONSES = {
+    "input_tokens": 10,
+    "input_tokens_details": {"cached_tokens": 4},
+    "output_tokens": 7,
+    "output_tokens_details": {"reasoning_tokens": 3},
+    "total_tokens": 17,
+}
+
+
+def event(usage: Any, kind: str = "response.done") -> str:
+    return json.dumps({"type": kind, "response": {"usage": usage}})
+
+
+def test_usage_is_summed_over_the_responses_of_a_session() -> None:
+    usage = Usage()
+    for said in (event(REALTIME), event(RESPONSES, "response.completed"), event(REALTIME)):
+        usage.add(said)
+    assert usage == Usage(input=274, cached=132, output=249, reasoning=3, total=523)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        event(REALTIME, "response.created"),
+        event(None),
+        event([1]),
+        event({"input_tokens": "7", "output_tokens": True, "total_tokens": -1, "input_token_details": 3}),
+        '{"type": "response.done", "response": ',
+        '["response.done"]',
+        '"response.done"' + "[" * 100_000,
+        event(REALTIME) + " " * MAX_EVENT,
+    ],
+    ids=["another event", "no usage", "a list", "no numbers", "torn", "no object", "too deep", "too long"],
+)
+def test_what_is_no_usage_adds_nothing(said: str) -> None:
+    usage = Usage()
+    usage.add(said)
+    assert usage == Usage()
+
+
+def test_a_flow_counts_messages_and_the_bytes_of_their_payload() -> None:
+    flow = Flow()
+    for message in ("abc", "ä€", b"\xff\x00", ""):
+        flow.count(message)
+    assert flow == Flow(messages=4, size=10)

@@ -1,0 +1,142 @@
+"""What a client's connection does at the edges of a session that no well-behaved client reaches."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.datastructures import Headers
+from websockets.http11 import Response
+
+from proxy import upgrade
+from proxy.protocol import HttpProtocol
+from proxy.settings import load
+from proxy.upgrade import WebSocketProtocol, opening
+from proxy.upstream_websocket import Remote
+from tests.conftest import Running, running
+from tests.peers import PATIENCE, Peer, request
+from tests.sockets import Far, ended, fill, hear, session
+from tests.test_websocket import OFFER
+
+PAIRS = [(name.lower(), value) for name, value in [(b"Host", b"proxy.example"), *OFFER]]
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[Far]:
+    async with Far().listening() as far:
+        yield far
+
+
+@pytest.fixture
+async def proxy(far: Far, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(load({"OXY_TARGET": far.url}, tmp_path)) as proxy:
+        yield proxy
+
+
+def test_the_scope_of_a_session_has_the_target_as_it_came() -> None:
+    scope = opening("GET", b"http://host/v1/a%2Fb?c=;d", PAIRS)
+    assert (scope["target"], scope["raw_path"], scope["query_string"]) == (b"/v1/a%2Fb?c=;d", b"/v1/a%2Fb", b"c=;d")
+    assert scope["headers"] is PAIRS
+
+
+async def test_a_message_in_many_fragments_takes_the_room_of_their_bytes(proxy: Running, far: Far) -> None:
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    empty, one, ping = b"\x00\x80\0\0\0\0", b"\x00\x81\0\0\0\0a", b"\x89\x80\0\0\0\0"
+    await client.say(b"\x01\x81\0\0\0\0a", (empty * 9 + one) * 1000, ping)
+    await client.until(b"\x8a\0")  # all of them have been read
+    [protocol] = proxy_protocols()
+    assert [len(piece) for piece in protocol.frames] == [1001]
+    await client.say(b"\x80\x80\0\0\0\0")
+    assert await hear(there) == "a" * 1001
+
+
+def proxy_protocols() -> list[Any]:
+    """The connections that speak WebSocket, by the tasks of their sessions."""
+    frames = [task.get_coro().cr_frame for task in asyncio.all_tasks() if "run_asgi" in repr(task)]  # type: ignore[union-attr]
+    return [frame.f_locals["self"] for frame in frames]
+
+
+async def test_a_flood_of_pings_to_one_who_does_not_read_leaves_one_pong(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        await fill(there, b"x" * 2**20, most=100)
+        [protocol] = proxy_protocols()
+        held = protocol.transport.get_write_buffer_size()
+        for _ in range(2000):
+            await client.ping()
+        await client.send("behind the pings")
+        assert await hear(there) == "behind the pings"
+        assert protocol.transport.get_write_buffer_size() <= held
+        client.transport.abort()
+
+
+@pytest.mark.parametrize(("frame", "code"), [(b"\x88", 1005), (b"\x83", 1011)], ids=["closed", "broke"])
+async def test_a_client_that_is_done_and_does_not_read_is_cut_off_in_time(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch, frame: bytes, code: int
+) -> None:
+    lost = asyncio.Event()
+
+    def connection_lost(self: WebSocketProtocol, problem: Exception | None) -> None:
+        lost.set()
+        losing(self, problem)
+
+    losing = WebSocketProtocol.connection_lost
+    monkeypatch.setattr(WebSocketProtocol, "connection_lost", connection_lost)
+    monkeypatch.setattr(upgrade, "STALL", 0.01)
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    await fill(there, b"x" * 2**20, most=100)
+    await client.say(frame + b"\x80\0\0\0\0")
+    assert (await ended(there))[0] == code
+    async with asyncio.timeout(PATIENCE):
+        await lost.wait()
+
+
+async def test_the_order_to_stop_before_the_upstream_has_answered_is_an_error(tmp_path: Path) -> None:
+    """It is too early to close a session, and too late to begin one."""
+    arrived: asyncio.Queue[Peer] = asyncio.Queue()
+    server = await asyncio.start_server(lambda *ends: arrived.put_nowait(Peer(*ends)), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with running(load({"OXY_TARGET": f"http://127.0.0.1:{port}"}, tmp_path)) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        upstream = await arrived.get()
+        await upstream.head()
+        [protocol] = proxy_protocols()
+        protocol.shutdown()
+        assert (await client.hear()).status == 500
+        await upstream.closed()
+        await upstream.close()
+    server.close()
+
+
+@pytest.mark.parametrize("end", ["client closes", "client vanishes", "upstream vanishes", "upstream refuses"])
+async def test_a_session_leaves_nothing_for_the_collector(proxy: Running, far: Far, end: str) -> None:
+    """It comes rarely (see `app.spare_the_collector`), and would find whole connections."""
+    far.answers = Response(403, "No", Headers()) if end == "upstream refuses" else None
+    kinds = {HttpProtocol, WebSocketProtocol, Remote}
+    gc.collect()
+    gc.disable()
+    try:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        assert (await client.head()).status == (403 if far.answers else 101)
+        if end == "client closes":
+            await client.say(b"\x88\x80\0\0\0\0")
+        elif end == "client vanishes":
+            client.abort()
+        elif end == "upstream vanishes":
+            (await far.accept()).transport.abort()
+            await client.say(b"\x88\x80\0\0\0\0")
+        await client.closed()
+        async with asyncio.timeout(PATIENCE):
+            while any(type(one) in kinds for one in gc.get_objects()):  # noqa: ASYNC110  nothing tells when
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()

@@ -1,0 +1,220 @@
+"""The far bank of a WebSocket: how it is reached, and what goes wrong there."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.utils import accept_key
+
+from proxy.settings import load
+from tests.conftest import running
+from tests.peers import Upstream, answer, chunked, request
+from tests.sockets import Far, dial, ended, hear
+from tests.test_dial import Authority, found
+from tests.test_upstream import free_port
+from tests.test_websocket import OFFER, Start, refused
+
+SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+)
+
+
+@pytest.fixture
+def start(tmp_path: Path, upstream: Upstream) -> Start:
+    return lambda **environ: running(load({"OXY_TARGET": upstream.url, **environ}, tmp_path))
+
+
+async def told(start: Start, **environ: str) -> tuple[int, str, str]:
+    async with start(**environ) as proxy:
+        response = await refused(proxy, headers=[("X-Request-Id", "mine")])
+    error = json.loads(response.body)["error"]
+    assert response.headers["X-Proxy-Request-Id"] == error["requestId"]
+    assert error["incomingRequestId"] == "mine"
+    return response.status_code, error["code"], error["message"]
+
+
+@pytest.mark.parametrize("host", ["name.invalid", "127.0.0.1"], ids=["unknown", "refused"])
+async def test_an_upstream_that_cannot_be_reached_is_a_502(start: Start, host: str) -> None:
+    heard = await told(start, OXY_TARGET=f"http://{host}:{free_port()}")
+    assert heard == (502, "OPENAI_PROXY_TRANSPORT", "Could not connect to the upstream")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"SSH-2.0\r\n\r\n",
+        SWITCHING % b"wrong",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        answer(200, body=b"x" * (2**20 + 1)),
+    ],
+    ids=["nothing", "not HTTP", "another's answer", "no upgrade", "far too much"],
+)
+async def test_what_is_no_answer_to_a_handshake_is_a_502(start: Start, upstream: Upstream, said: bytes) -> None:
+    upstream.says(said, closes=True)
+    status, code, message = await told(start)
+    assert (status, code) == (502, "OPENAI_PROXY_TRANSPORT")
+    assert message == "The upstream's answer to the handshake is not valid, or ended too early"
+
+
+async def test_a_preliminary_answer_is_none(start: Start, upstream: Upstream) -> None:
+    upstream.says(b"HTTP/1.1 103 Early Hints\r\n\r\n", closes=True)
+    status, _, message = await told(start)
+    assert (status, message) == (502, "The upstream answered with status 103, which is none")
+
+
+async def test_an_upstream_that_does_not_answer_is_a_504(start: Start, upstream: Upstream) -> None:
+    heard = await told(start, OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="50")
+    assert heard == (504, "OPENAI_PROXY_TIMEOUT", "Timeout while waiting for the upstream's response")
+    await (await upstream.accept()).closed()
+
+
+async def test_an_upstream_that_does_not_shake_hands_in_time_is_a_504(start: Start, upstream: Upstream) -> None:
+    target = f"https://127.0.0.1:{upstream.port}"
+    heard = await told(start, OXY_TARGET=target, OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS="50")
+    assert heard == (504, "OPENAI_PROXY_TIMEOUT", "Timeout while connecting to the upstream")
+
+
+async def test_a_refusal_in_chunks_has_a_length_here(start: Start, upstream: Upstream) -> None:
+    upstream.says(b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"not ", b"you", b""))
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        back = await client.hear()
+    assert (back.status, back.body, back.all(b"content-length")) == (403, b"not you", [b"7"])
+    assert back.get(b"transfer-encoding") is None
+
+
+async def test_an_upstream_that_does_not_answer_a_close_is_broken_off(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.CLOSE_TIMEOUT", 0.05)
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        there = await upstream.accept()
+        head = await there.head()
+        await there.say(SWITCHING % accept_key((head.get(b"sec-websocket-key") or b"").decode()).encode())
+        assert (await client.head()).status == 101
+        await client.say(b"\x88\x80\0\0\0\0")
+        await there.closed()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return found(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+async def secure(authority: Authority) -> AsyncIterator[Far]:
+    async with Far().listening(ssl=authority.context()) as far:
+        yield far
+
+
+async def test_a_target_with_tls_is_spoken_to_with_tls(
+    start: Start,
+    secure: Far,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    async with start(OXY_TARGET=f"https://localhost:{secure.port}") as proxy:
+        for _ in range(2):
+            async with dial(proxy) as client:
+                there = await secure.accept()
+                await client.send("hello")
+                assert await hear(there) == "hello"
+                await there.close(4000, "bye")
+                assert await ended(client) == (4000, "bye")
+
+
+async def test_a_target_with_tls_that_nobody_vouches_for_is_a_502(start: Start, secure: Far) -> None:
+    heard = await told(start, OXY_TARGET=f"https://localhost:{secure.port}")
+    assert heard == (502, "OPENAI_PROXY_TRANSPORT", "Could not connect to the upstream")
+
+
+class Tunnel:
+    """An outbound proxy that connects to wherever `port` is, whatever it is asked for."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[bytes] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await asyncio.gather(self.pour(reader, there_writer), self.pour(there_reader, writer))
+
+    async def pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_an_outbound_proxy_is_taken(
+    start: Start,
+    secure: Far,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    async with Far().listening() as plain:
+        far = secure if scheme == "https" else plain
+        tunnel = Tunnel(far.port)
+        server = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0)
+        environ = {f"{scheme}_proxy".upper(): f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+        async with (
+            start(OXY_TARGET=f"{scheme}://localhost:4321", **environ) as proxy,
+            dial(
+                proxy, "/v1/r;p?a=%20&?", subprotocols=["realtime"], headers=[("X-Twice", "1"), ("X-Twice", "2")]
+            ) as client,
+        ):
+            there = await far.accept()
+            await client.send("hello")
+            assert await hear(there) == "hello"
+        server.close()
+    assert tunnel.asked[0].startswith(b"CONNECT localhost:4321 HTTP/1.1\r\n")
+    assert b"user-agent" not in tunnel.asked[0].lower()
+    [heard] = far.heard
+    assert heard.path == "/v1/r;p?a=%20&?"
+    assert heard.headers.get_all("X-Twice") == ["1", "2"]
+    assert heard.headers["Host"] == "localhost:4321"
+
+
+async def test_an_outbound_proxy_that_refuses_is_a_502(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer(407))
+    heard = await told(start, OXY_TARGET="https://api.example", HTTPS_PROXY=upstream.url)
+    assert heard == (502, "OPENAI_PROXY_TRANSPORT", "The outbound proxy did not let the connection through")
+
+
+async def test_behind_an_outbound_proxy_a_redirect_is_the_clients_to_follow(start: Start, tmp_path: Path) -> None:
+    async with Upstream().listening() as upstream:
+        upstream.says(answer(302, [(b"Location", b"ws://elsewhere.example/")]))
+        tunnel = Tunnel(upstream.port)
+        server = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0)
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with start(OXY_TARGET="http://api.example", HTTP_PROXY=address) as proxy:
+            client = await proxy.connect()
+            await client.say(request(headers=OFFER))
+            back = await client.head()
+        server.close()
+    assert (back.status, back.get(b"location")) == (302, b"ws://elsewhere.example/")
+    assert len(tunnel.asked) == 1
+
+
+async def test_a_socks_proxy_without_its_package_says_which(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
+    plain = httpx.AsyncHTTPTransport
+    monkeypatch.setattr("proxy.through_httpx.httpx.AsyncHTTPTransport", lambda **_: plain())
+    status, _, message = await told(start, OXY_TARGET="https://api.example", ALL_PROXY="socks5://127.0.0.1:1")
+    assert (status, message) == (
+        502,
+        "WebSocket through a SOCKS proxy takes one more package: pip install python-socks",
+    )

@@ -1,0 +1,682 @@
+"""Sessions over WebSocket, heard at both ends."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidStatus
+from websockets.http11 import Response
+from websockets.typing import Subprotocol
+from websockets.utils import accept_key
+
+from proxy.recall import Recall
+from proxy.settings import load
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
+from tests.peers import PATIENCE, Peer, Upstream, request
+from tests.sockets import End, Far, dial, ended, fields, fill, hear, session, settled
+
+GUARDED = {"PROXY_X_API_KEY": CLIENT_KEY}
+OPEN = {"OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_OPEN": "1"}
+ITEM = "openai-insecure-api-key."
+HELD = 24 * 2**20  # bytes that may be under way towards one who does not read; most of them are in the kernel
+OFFER = [
+    (b"Connection", b"Upgrade"),
+    (b"Upgrade", b"websocket"),
+    (b"Sec-WebSocket-Version", b"13"),
+    (b"Sec-WebSocket-Key", b"AAAAAAAAAAAAAAAAAAAAAA=="),
+]
+
+Start = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[Far]:
+    async with Far().listening() as far:
+        yield far
+
+
+@pytest.fixture
+def start(far: Far, tmp_path: Path) -> Start:
+    """Start a proxy before that upstream."""
+    return lambda **environ: running(load({"OXY_TARGET": far.url, **environ}, tmp_path))
+
+
+@pytest.fixture
+async def proxy(start: Start) -> AsyncIterator[Running]:
+    async with start() as proxy:
+        yield proxy
+
+
+async def refused(proxy: Running, **options: object) -> Response:
+    """The answer to a handshake that leads to no session."""
+    with pytest.raises(InvalidStatus) as refusal:
+        async with dial(proxy, **options):  # type: ignore[arg-type]
+            pass
+    return refusal.value.response
+
+
+# ---- messages
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 16 * 2**20])
+@pytest.mark.parametrize("kind", ["text", "binary"])
+async def test_a_message_of_any_size_passes_unchanged_both_ways(proxy: Running, far: Far, size: int, kind: str) -> None:
+    message = "a" * size if kind == "text" else os.urandom(size)
+    async with session(proxy, far) as (client, there):
+        await client.send(message)
+        assert await hear(there) == message
+        await there.send(message)
+        assert await hear(client) == message
+
+
+async def test_messages_pass_in_order_whatever_they_are(proxy: Running, far: Far) -> None:
+    @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.lists(st.tuples(st.booleans(), st.text() | st.binary()), max_size=12))
+    def check(script: list[tuple[bool, str | bytes]]) -> None:
+        waiting.append(script)
+
+    waiting: list[list[tuple[bool, str | bytes]]] = []
+    check()
+    async with session(proxy, far) as (client, there):
+        for script in waiting:
+            for up, message in script:
+                await (client if up else there).send(message)
+            assert [await hear(there) for up, _ in script if up] == [said for up, said in script if up]
+            assert [await hear(client) for up, _ in script if not up] == [said for up, said in script if not up]
+
+
+@pytest.mark.parametrize("pieces", [["a", "", "b€", ""], [b"\xff", b"\x00" * 70_000, b""], ["x"] * 5000])
+async def test_a_message_in_fragments_arrives_whole(proxy: Running, far: Far, pieces: list[str] | list[bytes]) -> None:
+    whole = pieces[0][:0].join(pieces)  # type: ignore[arg-type]
+    async with session(proxy, far) as (client, there):
+        for end, other in ((client, there), (there, client)):
+            await end.send(pieces)
+            assert await hear(other) == whole
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+async def test_a_slow_reader_slows_the_writer_and_loses_nothing(proxy: Running, far: Far, up: bool) -> None:
+    message = os.urandom(2**20)
+    async with session(proxy, far) as (client, there):
+        writer, reader = (client, there) if up else (there, client)
+        writing = asyncio.create_task(fill(writer, message, most=100))
+        count = await writing
+        assert count < HELD / len(message)
+        for _ in range(count):
+            assert await hear(reader) == message
+
+
+async def test_a_message_above_the_limit_ends_the_session(start: Start, far: Far) -> None:
+    async with start(PROXY_WEBSOCKET_MAX_MB="1") as proxy:
+        async with session(proxy, far) as (client, there):
+            await client.send(b"x" * (2**20 + 1))
+            assert (await ended(client))[0] == 1009
+            assert (await ended(there))[0] == 1011
+        async with session(proxy, far) as (client, there):
+            await there.send(b"x" * (2**20 + 1))
+            assert await ended(client) == (1011, "The upstream said what the proxy does not take")
+        async with session(proxy, far) as (client, there):
+            await client.send(b"x" * 2**20)
+            assert len(await hear(there)) == 2**20
+
+
+async def test_pings_are_answered_on_each_side(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there), asyncio.timeout(PATIENCE):
+        await (await client.ping())
+        await (await there.ping())
+
+
+async def test_a_client_that_pings_and_does_not_read_is_answered_in_the_end(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there), asyncio.timeout(PATIENCE):
+        await fill(there, b"x" * 2**20, most=100)
+        pongs = [await client.ping() for _ in range(5)]
+        reading = asyncio.create_task(ended(client))
+        await pongs[-1]
+        await there.close()
+        await reading
+
+
+# ---- what is written down, and how many there may be
+
+
+async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_path: Path) -> None:
+    history = tmp_path / "history.sqlite"
+    done = (
+        '{"type": "response.done", "response": {"usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}}}'
+    )
+    async with (
+        start(**SWAP, PROXY_HISTORY=str(history)) as proxy,
+        session(proxy, far, key=CLIENT_KEY) as (client, there),
+    ):
+        await client.send("abc")
+        await there.send(done)
+        await there.send(b"12345")
+        await hear(client)
+        await hear(client)
+        await client.close(4000, "done")
+        await ended(there)
+    (entry,) = Recall(history).newest()
+    expected = {
+        **{
+            "route": "websocket",
+            "status": 101,
+            "result": "success",
+            "stream": True,
+            "key": "key-1",
+            "close_code": 4000,
+        },
+        **{"messages_in": 1, "bytes_in": 3, "messages_out": 2, "bytes_out": len(done) + 5},
+        **{"tokens": {"input": 5, "cached": 0, "output": 2, "reasoning": 0, "total": 7}},
+    }
+    assert {fact: entry.get(fact) for fact in expected} == expected
+
+
+async def test_a_session_takes_a_slot_and_gives_it_back(start: Start, far: Far) -> None:
+    async with start(OPENAI_PROXY_MAX_PARALLEL_REQUESTS="1") as proxy:
+        async with session(proxy, far):
+            with pytest.raises(InvalidStatus) as refused:
+                await dial(proxy)
+            assert refused.value.response.status_code == 503
+        await asyncio.sleep(0.05)
+        async with session(proxy, far) as (client, there):
+            await client.send("again")
+            assert await hear(there) == "again"
+
+
+# ---- the end
+
+
+CODES = [
+    (1000, ""),
+    (1001, "page left"),
+    (1003, ""),
+    (1008, "policy"),
+    (1009, ""),
+    (1012, ""),
+    (3000, "x" * 123),
+    (4999, "é"),
+]
+
+
+@pytest.mark.parametrize("close", CODES, ids=str)
+@pytest.mark.parametrize("side", ["client", "upstream"])
+async def test_code_and_reason_of_a_close_are_carried_over(
+    proxy: Running, far: Far, close: tuple[int, str], side: str
+) -> None:
+    async with session(proxy, far) as (client, there):
+        closing, other = (client, there) if side == "client" else (there, client)
+        await closing.close(*close)
+        assert await ended(other) == close
+
+
+@pytest.mark.parametrize("side", ["client", "upstream"])
+async def test_a_close_without_a_code_stays_without_one(proxy: Running, far: Far, side: str) -> None:
+    async with session(proxy, far) as (client, there):
+        closing, other = (client, there) if side == "client" else (there, client)
+        await closing.close(None)  # type: ignore[arg-type]
+        assert await ended(other) == (1005, "")
+
+
+async def test_what_was_said_before_a_close_arrives_before_it(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        for _ in range(100):
+            await client.send("x" * 10_000)
+        await client.close(4000, "done")
+        assert [await hear(there) for _ in range(100)] == ["x" * 10_000] * 100
+        assert await ended(there) == (4000, "done")
+
+
+def cut(end: End) -> None:
+    """Reset the connection, without a word."""
+    sock: socket.socket = end.transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.transport.abort()
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "while it is spoken to"])
+async def test_a_vanished_client_ends_the_upstreams_session(proxy: Running, far: Far, busy: bool) -> None:
+    async with session(proxy, far) as (client, there):
+        if busy:
+            await fill(there, b"x" * 2**20, most=100)
+        cut(client)
+        async with asyncio.timeout(1):
+            assert (await ended(there))[0] == 1011
+
+
+async def test_a_vanished_upstream_is_1011_to_the_client(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        cut(there)
+        assert await ended(client) == (1011, "The connection to the upstream broke")
+
+
+async def test_a_client_that_closes_without_reading_on_is_let_go(proxy: Running, far: Far) -> None:
+    async with session(proxy, far, close_timeout=0.1) as (client, there):
+        await fill(there, b"x" * 2**20, most=100)
+        await client.close(4000, "enough")
+        assert await ended(there) == (4000, "enough")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"\x81\x01a", b"\xf1\x80\0\0\0\0", b"\x81\x81\0\0\0\0\xff", b"\x83\x80\0\0\0\0", b"\x80\x80\0\0\0\0"],
+    ids=["unmasked", "reserved bits", "not UTF-8", "an unknown kind", "a continuation of nothing"],
+)
+async def test_a_client_that_does_not_speak_the_protocol_breaks_the_session(
+    capsys: pytest.CaptureFixture[str], proxy: Running, far: Far, frame: bytes
+) -> None:
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    there = await far.accept()
+    assert (await client.head()).status == 101
+    await client.say(frame)
+    assert (await ended(there))[0] == 1011
+    assert (await client.rest())[:1] == b"\x88"
+    await settled()
+    assert capsys.readouterr().err == ""
+
+
+async def test_the_order_to_stop_closes_both_sides_with_1001(far: Far, tmp_path: Path) -> None:
+    environ = {**os.environ, "OXY_TARGET": far.url, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "proxy", "--port", "0", "--host", "127.0.0.1"]
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    line = (await process.stderr.readuntil(b"\n")).decode()
+    proxy = Running(port=int(line.rsplit(":", 1)[1]), settings=load({}, tmp_path))
+    async with session(proxy, far) as (client, there), session(proxy, far) as (other, _):
+        process.send_signal(signal.SIGTERM)
+        for end in (client, there, other):
+            assert await ended(end) == (1001, "The proxy stops")
+        async with asyncio.timeout(PATIENCE):
+            assert await process.wait() == 0
+    assert b"Traceback" not in await process.stderr.read()
+
+
+async def test_a_fault_of_ours_closes_both_sides_with_1011_and_says_nothing_of_itself(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    logging.getLogger("oxy").addHandler(caplog.handler)
+    monkeypatch.setattr("proxy.session.Usage.add", break_down)
+    async with session(proxy, far) as (client, there):
+        await there.send("anything")
+        code, reason = await ended(client)
+        assert (code, "secret" in reason) == (1011, False)
+        assert (await ended(there))[0] == 1011
+    logging.getLogger("oxy").removeHandler(caplog.handler)
+    assert "RuntimeError: a secret" in caplog.text
+
+
+async def test_a_fault_on_the_clients_side_of_ours_is_known_too(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.Remote.send", lambda *_: 1 / 0)
+    async with session(proxy, far) as (client, there):
+        await client.send("anything")
+        assert (await ended(client))[0] == 1011
+        assert (await ended(there))[0] == 1011
+
+
+async def test_a_session_that_outlasts_the_grace_time_is_cut_off(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        [task] = [task for task in asyncio.all_tasks() if "run_asgi" in repr(task)]
+        task.cancel()
+        assert (await ended(there))[0] == 1011
+        assert (await ended(client))[0] == 1006
+
+
+async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server.PING_INTERVAL", 0.01)
+    monkeypatch.setattr("proxy.upstream_websocket.PING_INTERVAL", 0.01)
+    async with Upstream().listening() as upstream, start(OXY_TARGET=upstream.url) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        there = await upstream.accept()
+        nonce = (await there.head()).get(b"sec-websocket-key") or b""
+        accepted = (b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: %b")
+        await there.say(b"\r\n".join([b"HTTP/1.1 101 Yes", *accepted, b"", b""]) % accept_key(nonce.decode()).encode())
+        assert (await client.head()).status == 101
+        for _ in range(3):
+            assert (await client.reader.readexactly(6))[:2] == b"\x89\x04"
+            assert (await there.reader.readexactly(10))[:2] == b"\x89\x84"
+        await client.say(b"\x82\x81\0\0\0\0a")
+        while (await there.reader.readexactly(2)) == b"\x89\x84":
+            await there.reader.readexactly(8)
+        there.abort()
+
+
+async def test_two_hundred_sessions_at_once_keep_their_messages_apart(proxy: Running, far: Far) -> None:
+    async def one(number: int) -> None:
+        async with dial(proxy, f"/v1/{number}") as client:
+            for turn in range(2):
+                await client.send(f"{number} {turn}")
+                assert await hear(client) == f"/v1/{number}: {number} {turn}"
+
+    async def echo() -> None:
+        while True:
+            echoes.append(asyncio.create_task(echo_on(await far.sessions.get())))
+
+    async def echo_on(there: End) -> None:
+        assert there.request is not None
+        async for message in there:
+            await there.send(f"{there.request.path}: {message!s}")
+
+    echoes: list[asyncio.Task[None]] = []
+    echoing = asyncio.create_task(echo())
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*map(one, range(200)))
+    echoing.cancel()
+    await asyncio.gather(*echoes)
+
+
+# ---- the handshake
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/realtime?model=a%20b;c&x=", "/v1/a;b=c/%2F//?", "/?a&a", "/v1/responses", "/openai/x?api-version=1"]
+)
+async def test_a_target_goes_on_as_it_came(proxy: Running, far: Far, target: str) -> None:
+    client = await proxy.connect()
+    await client.say(request(target=target.encode(), headers=OFFER))
+    assert (await client.head()).status == 101
+    assert far.heard[0].path == target
+
+
+async def test_the_older_prefix_and_the_targets_own_path_are_put_in_place(start: Start, far: Far) -> None:
+    async with start(OXY_TARGET=f"{far.url}/base/v1") as proxy, dial(proxy, "/api/openai/v1/realtime?a"):
+        assert far.heard[0].path == "/base/v1/realtime?a"
+
+
+async def test_fields_cross_as_those_of_a_request_do(start: Start, far: Far) -> None:
+    sent = [
+        ("OpenAI-Beta", "realtime=v1"),
+        ("Origin", "https://app.example"),
+        ("Cookie", "a=b"),
+        ("X-Twice", "1"),
+        ("X-Twice", "2"),
+        ("X-Latin", "caf\xe9"),
+        ("Connection", "X-Named"),
+        ("X-Named", "ends"),
+        ("X-Internal-Id", "ends"),
+        ("X-Forwarded-For", "1.2.3.4"),
+        ("Content-Length", "0"),
+    ]
+    async with (
+        start(OXY_HOP_HEADER_PREFIX="x-internal-", PROXY_FORWARDED="append") as proxy,
+        dial(proxy, headers=sent, user_agent_header=None),
+    ):
+        heard = [(name.lower(), value) for name, value in far.heard[0].headers.raw_items()]
+    framing = [name for name, _ in heard[:5]]
+    assert framing == ["host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"]
+    kept = [(name.lower(), value) for name, value in sent[:6]]
+    assert heard[5:] == [*kept, ("x-forwarded-for", "1.2.3.4, 127.0.0.1")]
+    assert heard[0] == ("host", f"127.0.0.1:{far.port}")
+
+
+async def test_fields_of_the_upstreams_answer_cross_too(proxy: Running, far: Far, tmp_path: Path) -> None:
+    def add(_: object, __: object, response: Response) -> None:
+        response.headers.update([("Set-Cookie", "a=b"), ("Set-Cookie", "c=d"), ("X-Request-Id", "req_1")])
+
+    async with (
+        Far().listening(process_response=add, server_header="theirs") as far,
+        running(load({"OXY_TARGET": far.url}, tmp_path)) as proxy,
+        dial(proxy, headers=[("X-Request-Id", "mine")]) as client,
+    ):
+        assert client.response is not None
+        assert fields(client.response, "Set-Cookie") == ["a=b", "c=d"]
+        assert fields(client.response, "X-Request-Id") == ["req_1"]
+        assert fields(client.response, "X-Incoming-Request-Id") == ["mine"]
+        assert fields(client.response, "Server") == ["theirs"]
+        assert len(fields(client.response, "X-Proxy-Request-Id")) == 1
+        assert len(fields(client.response, "Date")) == 1
+        assert len(fields(client.response, "Upgrade")) == 1
+
+
+@pytest.mark.parametrize("chosen", [None, "realtime", "openai-beta.realtime-v1"])
+async def test_the_upstreams_choice_of_subprotocol_is_the_clients(proxy: Running, far: Far, chosen: str | None) -> None:
+    far.chooses = Subprotocol(chosen) if chosen else None
+    async with dial(proxy, subprotocols=["realtime", "openai-beta.realtime-v1"]) as client:
+        assert client.subprotocol == chosen
+    assert fields(far.heard[0], "Sec-WebSocket-Protocol") == ["realtime, openai-beta.realtime-v1"]
+
+
+async def test_a_subprotocol_with_a_key_in_it_is_nobodys_choice(start: Start, far: Far) -> None:
+    far.chooses = Subprotocol(ITEM + UPSTREAM_KEY)
+    async with start(**SWAP) as proxy, dial(proxy, subprotocols=["realtime", ITEM + CLIENT_KEY]) as client:
+        assert client.subprotocol is None
+        assert client.response is not None
+        assert UPSTREAM_KEY not in str(client.response.headers)
+
+
+# ---- keys
+
+
+SHOWN = {
+    "as a bearer": {"headers": [("Authorization", f"Bearer {CLIENT_KEY}")]},
+    "as X-API-Key": {"headers": [("X-API-Key", CLIENT_KEY)]},
+    "as Azure's": {"headers": [("api-key", CLIENT_KEY)]},
+    "as a subprotocol": {"subprotocols": ["realtime", ITEM + CLIENT_KEY, "openai-beta.realtime-v1"]},
+    "in the query": {"target": f"/v1/realtime?model=m&security_key={CLIENT_KEY}&x="},
+    "in the query, encoded": {"target": f"/v1/realtime?security%5Fkey=%63{CLIENT_KEY[1:]}"},
+    "everywhere": {
+        "headers": [("Authorization", f"Bearer {CLIENT_KEY}"), ("X-API-Key", CLIENT_KEY), ("api-key", CLIENT_KEY)],
+        "subprotocols": [ITEM + CLIENT_KEY, ITEM + "another"],
+        "target": f"/v1/realtime?security_key={CLIENT_KEY}",
+    },
+}
+each_place = pytest.mark.parametrize("shown", SHOWN.values(), ids=SHOWN)
+
+
+@each_place
+async def test_a_client_key_is_swapped_wherever_it_is_shown(start: Start, far: Far, shown: dict[str, object]) -> None:
+    async with start(**SWAP) as proxy, dial(proxy, **shown) as client:  # type: ignore[arg-type]
+        [heard] = far.heard
+        assert client.response is not None
+        assert UPSTREAM_KEY not in str(client.response.headers)
+    assert fields(heard, "Authorization") == [f"Bearer {UPSTREAM_KEY}"]
+    assert CLIENT_KEY[1:] not in heard.path + str(heard.headers)
+    assert "another" not in str(heard.headers)
+    offered = [item for line in fields(heard, "Sec-WebSocket-Protocol") for item in line.split(", ")]
+    if "subprotocols" in shown:
+        assert offered.count(ITEM + UPSTREAM_KEY) == 1
+        assert len(offered) == len(set(offered))
+    assert "security" not in heard.path
+
+
+async def test_the_rest_of_a_query_with_a_key_stays_as_it_was(start: Start, far: Far) -> None:
+    async with start(**SWAP) as proxy, dial(proxy, f"/v1/r?model=m%20;&security_key={CLIENT_KEY}&x=&x=+"):
+        assert far.heard[0].path == "/v1/r?model=m%20;&x=&x=+"
+
+
+@each_place
+async def test_a_guarded_proxy_takes_the_client_key_out(start: Start, far: Far, shown: dict[str, object]) -> None:
+    async with start(**GUARDED) as proxy, dial(proxy, **shown):  # type: ignore[arg-type]
+        [heard] = far.heard
+    assert CLIENT_KEY[1:] not in heard.path + str(heard.headers)
+
+
+async def test_a_guarded_proxy_leaves_the_clients_own_key_alone(start: Start, far: Far) -> None:
+    headers = [("X-API-Key", CLIENT_KEY), ("Authorization", "Bearer sk-own")]
+    async with start(**GUARDED) as proxy, dial(proxy, headers=headers, subprotocols=["realtime", ITEM + "sk-own"]):
+        [heard] = far.heard
+    assert fields(heard, "Authorization") == ["Bearer sk-own"]
+    assert fields(heard, "Sec-WebSocket-Protocol") == [f"realtime, {ITEM}sk-own"]
+
+
+async def test_a_transparent_proxy_leaves_every_key_alone(proxy: Running, far: Far) -> None:
+    async with dial(proxy, "/v1/r?security_key=k", key="sk-own", subprotocols=[ITEM + "sk-own"]):
+        [heard] = far.heard
+    assert heard.path == "/v1/r?security_key=k"
+    assert fields(heard, "Authorization") == ["Bearer sk-own"]
+    assert fields(heard, "Sec-WebSocket-Protocol") == [ITEM + "sk-own"]
+
+
+async def test_an_open_proxy_puts_its_key_in_the_place_of_any(start: Start, far: Far) -> None:
+    async with start(**OPEN) as proxy, dial(proxy, key="sk-own", subprotocols=[ITEM + "sk-own"]):
+        [heard] = far.heard
+    assert fields(heard, "Authorization") == [f"Bearer {UPSTREAM_KEY}"]
+    assert fields(heard, "Sec-WebSocket-Protocol") == [ITEM + UPSTREAM_KEY]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"key": "wrong"}, {"subprotocols": ["realtime", f"{ITEM}wrong"]}, {"target": "/v1/r?security_key=wrong"}],
+    ids=["none", "header", "subprotocol", "query"],
+)
+async def test_without_the_right_key_there_is_no_session(start: Start, far: Far, options: dict[str, object]) -> None:
+    async with start(**SWAP) as proxy:
+        response = await refused(proxy, **options)
+    assert (response.status_code, bytes(response.body)) == (401, b'{"error": "unauthorized"}')
+    assert fields(response, "WWW-Authenticate") == ["Bearer"]
+    assert not far.heard
+
+
+# ---- no session
+
+
+async def test_an_upstreams_refusal_is_the_clients(proxy: Running, far: Far) -> None:
+    headers = Headers(
+        [("Content-Type", "application/json"), ("Retry-After", "7"), ("Connection", "close"), ("X-A", "\xe9")]
+    )
+    far.answers = Response(429, "Too Many", headers, b'{"error": "slow down"}')
+    response = await refused(proxy)
+    assert (response.status_code, bytes(response.body)) == (429, b'{"error": "slow down"}')
+    assert fields(response, "Content-Type") == ["application/json"]
+    assert fields(response, "Retry-After") == ["7"]
+    assert fields(response, "X-A") == ["\xe9"]
+    assert len(fields(response, "X-Proxy-Request-Id")) == 1
+
+
+async def test_a_redirect_is_the_clients_to_follow(proxy: Running, far: Far) -> None:
+    far.answers = Response(302, "Found", Headers([("Location", "/v1/elsewhere")]))
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    back = await client.head()
+    assert (back.status, back.get(b"location")) == (302, b"/v1/elsewhere")
+    assert len(far.heard) == 1
+
+
+async def test_switched_off_it_answers_with_426(start: Start, far: Far) -> None:
+    async with start(PROXY_WEBSOCKETS="0") as proxy:
+        response = await refused(proxy)
+    assert response.status_code == 426
+    assert fields(response, "Upgrade") == ["HTTP/1.1"]
+    assert json.loads(response.body)["error"]["code"] == "OPENAI_PROXY_BAD_REQUEST"
+    assert not far.heard
+
+
+async def test_a_path_that_is_not_listed_has_no_session(start: Start, far: Far) -> None:
+    async with start(PROXY_ENDPOINTS="/v1/realtime") as proxy:
+        response = await refused(proxy, target="/v1/responses")
+        assert response.status_code == 404
+        assert json.loads(response.body)["error"]["code"] == "OPENAI_PROXY_NOT_FOUND"
+        assert not far.heard
+        async with dial(proxy, "/v1/realtime?model=m"):
+            assert len(far.heard) == 1
+
+
+async def test_a_client_that_hangs_up_before_the_upstream_has_answered_ends_its_work(tmp_path: Path) -> None:
+    arrived: asyncio.Queue[Peer] = asyncio.Queue()
+    server = await asyncio.start_server(lambda *ends: arrived.put_nowait(Peer(*ends)), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with running(load({"OXY_TARGET": f"http://127.0.0.1:{port}"}, tmp_path)) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        upstream = await arrived.get()
+        await upstream.head()
+        client.abort()
+        await upstream.closed()
+    await upstream.close()
+    server.close()
+
+
+# ---- the offer
+
+
+@pytest.mark.parametrize(
+    ("instead", "status"),
+    [
+        ((b"Sec-WebSocket-Version", b"8"), 426),
+        ((b"Sec-WebSocket-Version", None), 426),
+        ((b"Sec-WebSocket-Key", None), 400),
+        ((b"Sec-WebSocket-Key", b"short"), 400),
+        ((b"Sec-WebSocket-Key", b"AAAAAAAAAAAAAAAAAAAA"), 400),
+        ((b"Content-Length", b"5"), 400),
+        ((b"Transfer-Encoding", b"chunked"), 400),
+        ((b"Sec-WebSocket-Key", b"AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="), 400),
+        ((b"Host", b"twice"), 400),
+        ((b"X-Long", b"x" * 70_000), 431),
+    ],
+    ids=lambda value: b" ".join(filter(None, value))[:40].decode() if isinstance(value, tuple) else str(value),
+)
+async def test_a_handshake_that_is_none_is_refused(
+    proxy: Running, far: Far, instead: tuple[bytes, bytes | None], status: int
+) -> None:
+    name, value = instead
+    offer = [pair for pair in OFFER if pair[0] != name] + ([(name, value)] if value is not None else [])
+    client = await proxy.connect()
+    await client.say(request(headers=offer), b"12345")
+    back = await client.hear()
+    assert back.status == status
+    assert json.loads(back.body)["error"]["code"] == "OPENAI_PROXY_BAD_REQUEST"
+    if status == 426:
+        assert (back.get(b"sec-websocket-version"), back.get(b"upgrade")) == (b"13", b"websocket")
+    await client.closed()
+    assert not far.heard
+
+
+async def test_a_handshake_is_a_get(proxy: Running, far: Far) -> None:
+    client = await proxy.connect()
+    await client.say(request("POST", headers=OFFER))
+    assert (await client.hear()).status == 400
+
+
+@pytest.mark.parametrize("early", [b"", b"\x81\x82\0\0\0\0hi"], ids=["in time", "early"])
+@pytest.mark.parametrize("cuts", [1, 7, 1000], ids=["by bytes", "in pieces", "whole"])
+async def test_a_handshake_may_come_in_pieces_and_behind_another_request(
+    proxy: Running, far: Far, early: bytes, cuts: int
+) -> None:
+    client = await proxy.connect()
+    await client.say(request("GET", b"/health"))
+    assert (await client.hear()).status == 200
+    said = request(headers=OFFER) + early
+    await client.dribble(*(said[start : start + cuts] for start in range(0, len(said), cuts)))
+    there = await far.accept()
+    assert (await client.head()).status == 101
+    if not early:
+        await client.say(b"\x81\x82\0\0\0\0hi")
+    assert await hear(there) == "hi"
+
+
+async def test_a_handshake_does_not_wait_behind_another_request(tmp_path: Path) -> None:
+    async with running(load({}, tmp_path)) as proxy:
+        client = await proxy.connect()
+        await client.say(request("GET", b"/health"), request(headers=OFFER))
+        assert (await client.hear()).status == 200
+        assert (await client.hear()).status == 400
+        await client.closed()
+
+
+async def test_a_connection_that_became_a_session_leaves_nothing_of_its_http_behind(start: Start, far: Far) -> None:
+    """No timer of the head or of the idle connection may end it."""
+    async with start(PROXY_KEEP_ALIVE_MS="1") as proxy, session(proxy, far) as (client, there):
+        await asyncio.sleep(0.05)
+        await client.send("still here")
+        assert await hear(there) == "still here"
