@@ -4,7 +4,11 @@ import asyncio
 import logging
 import signal
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -91,6 +95,22 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
         run = partial(server.run, sockets=[sock])
     announce(settings, sock)
     run()
+
+
+@contextmanager
+def serving(settings: Settings, sock: socket.socket) -> Iterator[None]:
+    """Serve from a thread for as long as the block lasts, without a line of the log on stdout."""
+    server = uvicorn.Server(configure(settings))
+    thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    with redirect_stdout(None):
+        thread.start()
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
 
 
 class Server(uvicorn.Server):

@@ -22,7 +22,7 @@ FLOORS = (
     ("ground: nouns and rules", "codings exchange headers jsontext values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
-    ("ground: what may be written down", "redaction entry tables"),
+    ("ground: what may be written down", "redaction entry tables verdicts"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
@@ -38,7 +38,8 @@ FLOORS = (
     ("the life of an exchange", "gateway"),
     ("pages of our own", "pages"),
     ("wiring", "app"),
-    ("serving", "server"),
+    ("serving, and what `oxy check` looks at", "probes server"),
+    ("what `oxy check` finds", "check"),
     ("the command line", "__main__"),
 )
 # Another program in the same process: it imports nothing of the proxy, and only the command line starts it.
@@ -77,6 +78,7 @@ WITHOUT_A_TWIN = {
     "exchange": "nouns without behaviour",
     "request": "test_protocol says what it refuses",
     "usage": "test_tap reads each shape of the API through it",
+    "verdicts": "words: test_probes hears them where they are said",
     "values": "test_settings puts every kind of text through it",
 }
 
