@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from threading import Thread
 from types import FrameType
@@ -100,7 +101,9 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
 @contextmanager
 def serving(settings: Settings, sock: socket.socket) -> Iterator[None]:
     """Serve from a thread for as long as the block lasts, without a line of the log on stdout."""
-    server = uvicorn.Server(configure(settings))
+    config = configure(replace(settings, shutdown_grace=0.5))
+    config.loop = "asyncio"  # uvloop's may hang in `close` where another loop of this process holds the other ends
+    server = uvicorn.Server(config)
     thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     with redirect_stdout(None):
         thread.start()
@@ -109,7 +112,7 @@ def serving(settings: Settings, sock: socket.socket) -> Iterator[None]:
     try:
         yield
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join()
 
 

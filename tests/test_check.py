@@ -8,15 +8,17 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from proxy import check as checking
-from proxy import probes
+from proxy import demo, probes
 from proxy.__main__ import main
 from proxy.check import Finding, Report, marks
-from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start
+from proxy.server import listen, local_url, serving
+from proxy.settings import load
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY
 from tests.peers import PATIENCE, Upstream, answer
 from tests.test_dial import hanging
 
@@ -150,13 +152,14 @@ async def test_a_port_that_something_else_has(
 
 
 async def test_a_port_that_an_oxy_serves_on_already_is_well(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: int, demo_proxy: Running
+    capsys: pytest.CaptureFixture[str], here: int, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("OXY_PORT", str(demo_proxy.port))
-    found = await checked(capsys, "--demo", "--through", demo_proxy.url, "--idle", "1")
+    keys = {"OPENAI_API_KEY": demo.UPSTREAM_KEY, "PROXY_X_API_KEY": demo.CLIENT_KEY}
+    settings = load({"OXY_TARGET": demo.start_demo(pace=0.01), **keys}, tmp_path)
+    with listen("127.0.0.1", here) as sock, serving(settings, sock):
+        found = await checked(capsys, "--demo", "--through", local_url(sock), "--idle", "1")
     assert found["port"]["said"].startswith("an Oxy 0.")
-    assert found["key"]["ok"]
-    assert found["idle"]["ok"]
+    assert found.status == 0
 
 
 # ---- time
@@ -183,20 +186,22 @@ def test_all_of_it_takes_twenty_seconds_at_most() -> None:
 
 
 async def test_a_billed_stream_is_asked_for_once_and_only_on_demand(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: int, start: Start, upstream: Upstream
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: int, upstream: Upstream, tmp_path: Path
 ) -> None:
     events = b"data: {}\n\n" * 12
     models, stream = answer(), answer(200, [(b"Content-Type", b"text/event-stream")], events)
     for name, value in SWAP.items():
         monkeypatch.setenv(name, value)
-    async with start(**SWAP) as front:
+    settings = load({"OXY_TARGET": upstream.url, **SWAP}, tmp_path)
+    with listen("127.0.0.1", 0) as sock, serving(settings, sock):
+        front = local_url(sock)
         upstream.says_in_turn(models, models)
-        assert (await checked(capsys, "--target", upstream.url, "--through", front.url)).status == 0
+        assert (await checked(capsys, "--target", upstream.url, "--through", front)).status == 0
         upstream.says_in_turn(models, models, stream)
-        wanted = ("--target", upstream.url, "--through", front.url, "--stream", "--model", "m")
+        wanted = ("--target", upstream.url, "--through", front, "--stream", "--model", "m")
         found = await checked(capsys, *wanted)
     assert [heard.start.split()[0] for heard in upstream.heard] == [b"GET"] * 4 + [b"POST"]
-    assert found["stream"]["place"] == front.url
+    assert found["stream"]["place"] == front
     assert found["stream"]["ok"] is False  # it came in one piece
     assert b'"model": "m"' in upstream.heard[-1].body
 
@@ -229,23 +234,25 @@ class Box:
         self._to = to
         self._keeps_back = keeps_back
         self._patience = patience
+        self._passing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
         async with await asyncio.start_server(self._pass, "127.0.0.1", 0) as server:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            if self._passing:
+                await asyncio.wait(self._passing, timeout=PATIENCE)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._passing.add(cast("asyncio.Task[None]", asyncio.current_task()))
         there, away = await asyncio.open_connection("127.0.0.1", self._to)
-        up = asyncio.create_task(self._copy(reader, away))
-        try:
-            await self._answers(there, writer)
-        except TimeoutError:
-            pass
-        finally:
-            up.cancel()
-            writer.close()
-            away.close()
+        ways = [asyncio.create_task(self._copy(reader, away)), asyncio.create_task(self._answers(there, writer))]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        for end in (writer, away):
+            end.transport.abort()
 
     @staticmethod
     async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -271,6 +278,7 @@ async def test_the_demo_is_heard_word_by_word(capsys: pytest.CaptureFixture[str]
     assert [check for check, _ in found.marks] == ["settings", "port", "tcp", "key", "head", "stream", "idle"]
     assert found["key"]["place"] == f"http://127.0.0.1:{here}"
     assert found["key"]["said"] == "PROXY_X_API_KEY is accepted"
+    socket.create_server(("127.0.0.1", here)).close()  # nothing is left behind
 
 
 async def test_a_box_that_passes_everything_on_is_well(capsys: pytest.CaptureFixture[str], here: int) -> None:
@@ -295,8 +303,3 @@ async def test_a_box_that_cuts_what_is_silent_is_found_out(capsys: pytest.Captur
     assert found["idle"]["ok"] is False
     assert found["idle"]["seconds"] < 1.5
     assert "proxy_read_timeout" in found["idle"]["advice"]
-
-
-async def test_the_demo_leaves_nothing_behind(capsys: pytest.CaptureFixture[str], here: int) -> None:
-    await checked(capsys, "--demo", "--idle", "1")
-    socket.create_server(("127.0.0.1", here)).close()
