@@ -14,6 +14,8 @@ OPTIONS = {
     "host": ("OXY_HOST", "the address to listen on (default 0.0.0.0: all interfaces)"),
     "port": ("OXY_PORT", "the port to listen on (default 18443; 0: any free one)"),
     "target": ("OXY_TARGET", "where calls go (default https://api.openai.com)"),
+    "tls-cert": ("PROXY_TLS_CERT", "the certificate to listen with, a PEM file (default: plain HTTP)"),
+    "tls-key": ("PROXY_TLS_KEY", "its key, a PEM file without a password"),
     "workers": ("PROXY_WORKERS", "how many processes share the work (default 1)"),
 }
 
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"oxy: {problem}", file=sys.stderr)
         return 2 if isinstance(problem, BadSettings) else 1
     if options.demo:
-        print(invitation(local_url(sock)), flush=True)
+        print(invitation(local_url(sock, tls=settings.tls_cert is not None)), flush=True)
     serve(settings, sock)
     return 0
 
@@ -43,7 +45,9 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings with these options laid over them. Raises `BadSettings`; ends the program on a bad option."""
     if options.demo and options.target:
         parser().error("--demo brings a target of its own: leave --target out")
-    given = {name: value for option, (name, _) in OPTIONS.items() if (value := getattr(options, option))}
+    given = {
+        name: value for option, (name, _) in OPTIONS.items() if (value := getattr(options, option.replace("-", "_")))
+    }
     if options.demo:
         return load({**os.environ, **given, **demo()}, None)
     return load({**os.environ, **given}, Path.cwd())

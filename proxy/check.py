@@ -178,7 +178,13 @@ def at_front(settings: Settings, front: Target) -> Place:
     """Return what clients call, with the key that they show."""
     credentials = [(b"x-api-key", key.encode()) for key in settings.client_keys[:1]]
     signed = settings.mode in ("swap", "open")
-    return Place(Settings(target=front), credentials, key="PROXY_X_API_KEY", signed=signed, ours=True)
+    return Place(
+        Settings(target=front, upstream_ca=settings.upstream_ca),
+        credentials,
+        key="PROXY_X_API_KEY",
+        signed=signed,
+        ours=True,
+    )
 
 
 @contextmanager
@@ -200,6 +206,8 @@ def port(settings: Settings, report: Report, options: argparse.Namespace) -> Ite
         if not options.demo:
             yield None
             return
+        if options.through is None:  # nobody but us asks, by an address that no certificate is for
+            settings = replace(settings, tls_cert=None, tls_key=None)
         with serving(settings, sock):
             yield local_url(sock)
 

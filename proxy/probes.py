@@ -82,7 +82,7 @@ class Place:
     def __init__(self, settings: Settings, credentials: Pairs, *, key: str, signed: bool, ours: bool) -> None:
         self.target = settings.target
         self._upstream = Upstream(settings)
-        self._trust = trust(settings.target)
+        self._trust = trust(settings.target, settings.upstream_ca)
         self._direct = settings.outbound_proxy is None
         self._credentials = credentials
         self._key = key

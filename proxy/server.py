@@ -72,6 +72,8 @@ def configure(settings: Settings) -> uvicorn.Config:
         date_header=False,
         access_log=False,
         log_config=logging_config(),
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # the loop takes fractions
         timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
     )
@@ -157,22 +159,23 @@ def announce(settings: Settings, sock: socket.socket) -> None:
     """Write down at start what an operator wants to see at a glance, without a secret."""
     host, port = sock.getsockname()[:2]
     everywhere = ", reachable on all interfaces of this machine" if host in ALL_INTERFACES else ""
-    log.info("oxy %s listens on %s%s", __version__, url(host, port), everywhere)
+    log.info("oxy %s listens on %s%s", __version__, url(host, port, tls=settings.tls_cert is not None), everywhere)
     log.info("target %s, workers %s", settings.target, settings.workers)
     log.info("mode %s", MODES[settings.mode])
     for note in settings.notes:
         log.warning(note)
 
 
-def local_url(sock: socket.socket) -> str:
+def local_url(sock: socket.socket, *, tls: bool = False) -> str:
     """Return the URL under which this machine reaches what listens on that socket."""
     host, port = sock.getsockname()[:2]
-    return url(ALL_INTERFACES.get(host, host), port)
+    return url(ALL_INTERFACES.get(host, host), port, tls=tls)
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, tls: bool) -> str:
     """Return the URL of a host, IPv6 in brackets, and a port."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class OnlyNews(logging.Filter):

@@ -64,6 +64,9 @@ class Settings:
     transport: Transport = "auto"
     http2: bool = False
     outbound_proxy: str | None = field(default=None, repr=False)  # it may hold a password
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    upstream_ca: Path | None = None
     log_format: LogFormat = "json"
     history: Path | None = None
     history_days: int = 30
@@ -94,9 +97,7 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
 
     Options of the command line are laid over `environ` by the caller. Raises `BadSettings` with every complaint.
     """
-    reader = Reader(environ, folder)
-    take = reader.take
-    default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", values.milliseconds, 600.0)
+    take = (reader := Reader(environ, folder)).take
     settings = Settings(
         target=take("OXY_TARGET", values.target, None)
         or take("OPENAI_BASE_URL", values.target, values.target(DEFAULT_TARGET)),
@@ -114,11 +115,8 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         forwarded=take("PROXY_FORWARDED", values.forwarded, "drop"),
         cors_origins=take("PROXY_CORS_ORIGINS", values.listed, ("*",)),
         connect_timeout=take("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", values.milliseconds, 30.0),
-        upstream_timeout=default_timeout,
-        # A maximum below the default is raised to it.
-        upstream_max_timeout=max(
-            default_timeout, take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
-        ),
+        upstream_timeout=take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", values.milliseconds, 600.0),
+        upstream_max_timeout=take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0),
         max_parallel=take("OPENAI_PROXY_MAX_PARALLEL_REQUESTS", values.at_least_one, None),
         default_model=take("DEFAULT_MODEL", str, "gpt-4o-mini"),
         max_body=take("PROXY_MAX_BODY_MB", values.megabytes, 64 * values.MEGABYTE),
@@ -128,12 +126,17 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
+        tls_cert=take("PROXY_TLS_CERT", values.certificate, None),
+        tls_key=take("PROXY_TLS_KEY", values.readable, None),
+        upstream_ca=take("PROXY_UPSTREAM_CA", values.authorities, None),
         log_format=take("PROXY_LOG_FORMAT", values.log_format, "json"),
         history=take("PROXY_HISTORY", Path, None),
         history_days=take("PROXY_HISTORY_DAYS", values.at_least_one, 30),
         notes=tuple(reader.notes()),
     )
-    settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
+    # A maximum below the default is raised to it.
+    longest = max(settings.upstream_timeout, settings.upstream_max_timeout)
+    settings = replace(settings, upstream_max_timeout=longest, outbound_proxy=outbound_proxy(reader, settings.target))
     complaints = [*reader.complaints, *contradictions(settings)]
     if complaints:
         raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
@@ -169,6 +172,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
         )
     if settings.max_parallel is not None and settings.max_parallel < settings.workers:
         yield "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS: each worker needs one at least"
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        yield "PROXY_TLS_CERT and PROXY_TLS_KEY go together: set both to listen with TLS, or none"
+    if settings.tls_cert and settings.tls_key and not values.belong_together(settings.tls_cert, settings.tls_key):
+        yield "PROXY_TLS_KEY is no key without a password that belongs to the certificate in PROXY_TLS_CERT"
     if points_at_itself(settings.target, settings.port):
         yield (
             f"the target {settings.target} is this proxy itself. OPENAI_BASE_URL is also what SDKs read: "
