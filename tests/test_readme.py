@@ -15,7 +15,7 @@ from proxy.settings import load
 from tests.conftest import SettingsOf
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/design.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEMO = "http://127.0.0.1:18443"
 
