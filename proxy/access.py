@@ -40,8 +40,8 @@ class Access:
         """Return the fields of a request without those that carry a client key and are not `withheld`, and its name.
 
         The key may stand in `X-API-Key`, in `Authorization: Bearer` or in `api-key`, or be one of those that were shown
-        `also`. The first key of the settings has the name `key-1`. Raises `Unauthorized` if there is none. Where nothing
-        is checked, the fields come back as they are.
+        `also`. The first key of the settings has the name `key-1`. Raises `Unauthorized` if there is none. Where
+        nothing is checked, the fields come back as they are.
         """
         if not self._keys:
             return pairs, None
