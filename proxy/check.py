@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import http.client
 import json
+import ssl
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -216,6 +217,11 @@ def running(settings: Settings) -> str | None:
     """Return the version of the Oxy that listens where this one is to listen, None where there is none."""
     host = ALL_INTERFACES.get(settings.host, settings.host)
     connection = http.client.HTTPConnection(host, settings.port, timeout=2)
+    if settings.tls_cert is not None:
+        # No certificate is for the address that we ask by, and nothing is shown there.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, settings.port, timeout=2, context=context)
     try:
         connection.request("GET", "/health")
         told = json.loads(connection.getresponse().read(4096))
