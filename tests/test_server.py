@@ -165,8 +165,13 @@ def refuses(port: int) -> bool:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_with_a_certificate_it_speaks_tls_and_nothing_else(run: Run, listener: socket.socket, workers: str) -> None:
-    options = ("--tls-cert", LISTENER, "--tls-key", LISTENER, "--workers", workers)
+def test_with_a_certificate_it_speaks_tls_and_nothing_else(
+    run: Run, listener: socket.socket, tmp_path: Path, workers: str
+) -> None:
+    certificate, marker, key = Path(LISTENER).read_text().partition("-----BEGIN PRIVATE")
+    (tmp_path / "oxy.pem").write_text(certificate)
+    (tmp_path / "oxy.key").write_text(marker + key)
+    options = ("--tls-cert", "oxy.pem", "--tls-key", "oxy.key", "--workers", workers)
     process = run("--target", local_url(listener), *options)
     assert f"https://127.0.0.1:{process.port}" in process.errors
     context = ssl.create_default_context(cafile=LISTENER)
