@@ -108,7 +108,7 @@ class Downstream:
 
 
 class Copied:
-    """A sink that keeps a copy of what goes through it, after it has gone on, for a tap to hear, many pieces at a time."""
+    """A sink that keeps a copy of what has gone on through it, for a tap to hear many pieces at a time."""
 
     __slots__ = ("_exchange", "_hear", "_keep", "_pieces", "_push", "_room", "drain")
 
