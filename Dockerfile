@@ -23,8 +23,12 @@ ENV PATH=/opt/oxy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 COPY --from=workshop /opt/oxy /opt/oxy
+# A new volume takes over the owner of the folder that it covers.
+RUN install -d -o 10001 -g 10001 -m 700 /var/lib/oxy
+VOLUME /var/lib/oxy
 WORKDIR /app
-# A number, so that an orchestrator can see that it is not root. Nothing has to be written, /app may hold a mounted .env.
+# A number, so that an orchestrator can see that it is not root. Only /tmp and /var/lib/oxy (the history, if
+# PROXY_HISTORY names a file there) are written to; /app may hold a mounted .env.
 USER 10001:10001
 EXPOSE 18443
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10s CMD ["python", "-I", "-c", "\

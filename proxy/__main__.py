@@ -6,39 +6,41 @@ import sys
 from pathlib import Path
 
 from proxy import __version__
+from proxy.check import check
 from proxy.recall import NoHistory
 from proxy.report import usage
 from proxy.server import CannotListen, listen, local_url, serve
-from proxy.settings import BadSettings, load
+from proxy.settings import BadSettings, Settings, load
 
 OPTIONS = {
     "host": ("OXY_HOST", "the address to listen on (default 0.0.0.0: all interfaces)"),
     "port": ("OXY_PORT", "the port to listen on (default 18443; 0: any free one)"),
     "target": ("OXY_TARGET", "where calls go (default https://api.openai.com)"),
+    "tls-cert": ("PROXY_TLS_CERT", "the certificate to listen with, a PEM file (default: plain HTTP)"),
+    "tls-key": ("PROXY_TLS_KEY", "its key, a PEM file without a password"),
     "workers": ("PROXY_WORKERS", "how many processes share the work (default 1)"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the proxy; return its exit status: 0 after an ordered stop, 1 if it cannot listen, 2 for bad settings."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["usage"]:
-        return tell_usage(arguments[1:])
+    """Run the proxy; return its exit status: 0 after an ordered stop, 1 if it cannot listen, 2 for bad settings.
+
+    With `check` before its options, look whether it would run well instead: 0 if so, 1 if not.
+    """
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    if command == "usage":
+        return tell_usage(rest[:-1])
+    if command == "check":
+        return check(rest[:-1], described(), settings_of, sys.stdout)
     options = parser().parse_args(arguments)
-    if options.demo and options.target:
-        parser().error("--demo brings a target of its own: leave --target out")
-    given = {name: value for option, (name, _) in OPTIONS.items() if (value := getattr(options, option))}
     try:
-        if options.demo:
-            settings = load({**os.environ, **given, **demo()}, None)
-        else:
-            settings = load({**os.environ, **given}, Path.cwd())
+        settings = settings_of(options)
         sock = listen(settings.host, settings.port)
     except (BadSettings, CannotListen) as problem:
         print(f"oxy: {problem}", file=sys.stderr)
         return 2 if isinstance(problem, BadSettings) else 1
     if options.demo:
-        print(invitation(local_url(sock)), flush=True)
+        print(invitation(local_url(sock, tls=settings.tls_cert is not None)), flush=True)
     serve(settings, sock)
     return 0
 
@@ -53,19 +55,39 @@ def tell_usage(arguments: list[str]) -> int:
     return 0
 
 
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return the settings with these options laid over them. Raises `BadSettings`; ends the program on a bad option."""
+    if options.demo and options.target:
+        parser().error("--demo brings a target of its own: leave --target out")
+    given = {
+        name: value for option, (name, _) in OPTIONS.items() if (value := getattr(options, option.replace("-", "_")))
+    }
+    if options.demo:
+        return load({**os.environ, **given, **demo()}, None)
+    return load({**os.environ, **given}, Path.cwd())
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    described = argparse.ArgumentParser(
+    found = argparse.ArgumentParser(
         prog="oxy",
+        parents=[described()],
         description="A transparent streaming reverse proxy for the OpenAI API. "
-        "Settings come from the environment, .env.local and .env; options override them. "
-        "`oxy usage` tells who used how many tokens (`oxy usage --help`).",
+        "Settings come from the environment, .env.local and .env; options override them.",
+        epilog="`oxy check` takes the same options, and looks whether all that calls depend on is well. `oxy usage` "
+        "tells who used how many tokens.",
     )
+    found.add_argument("--version", action="version", version=f"oxy {__version__}")
+    return found
+
+
+def described() -> argparse.ArgumentParser:
+    """Return the options that say which settings are in force."""
+    found = argparse.ArgumentParser(add_help=False)
     for option, (name, text) in OPTIONS.items():
-        described.add_argument(f"--{option}", metavar=option.upper(), help=f"{text}; overrides {name}")
-    described.add_argument("--demo", action="store_true", help="put the proxy before a stand-in of the API, to try it")
-    described.add_argument("--version", action="version", version=f"oxy {__version__}")
-    return described
+        found.add_argument(f"--{option}", metavar=option.upper(), help=f"{text}; overrides {name}")
+    found.add_argument("--demo", action="store_true", help="put the proxy before a stand-in of the API, to try it")
+    return found
 
 
 def demo() -> dict[str, str]:

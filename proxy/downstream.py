@@ -16,6 +16,8 @@ from proxy.errors import DownstreamClosed, Failure, Fields, Pairs
 from proxy.exchange import Answer, Exchange, Sink
 from proxy.headers import inbound
 
+ENOUGH_TO_HEAR = 16 * 1024  # bytes
+
 
 class Tap(Protocol):
     """What hears a copy of the answer."""
@@ -80,7 +82,11 @@ class Downstream:
         await self._begin(answer.status, inbound(answer.headers) + exchange.ids, hold=answer.complete)
         exchange.first_byte = exchange.elapsed()
         if not answer.complete:
-            await answer.pour(Copied(self._sink, exchange, tap))
+            copied = Copied(self._sink, exchange, tap)
+            try:
+                await answer.pour(copied)
+            finally:
+                copied.settle()
         rest = answer.take()
         exchange.bytes_out += len(rest)
         await self._send({"type": "http.response.body", "body": rest, "more_body": False})
@@ -102,20 +108,35 @@ class Downstream:
 
 
 class Copied:
-    """A sink that counts what goes through it, and lets a tap hear it after it has gone on."""
+    """A sink that keeps a copy of what has gone on through it, for a tap to hear many pieces at a time."""
+
+    __slots__ = ("_exchange", "_hear", "_keep", "_pieces", "_push", "_room", "drain")
 
     def __init__(self, sink: Sink, exchange: Exchange, tap: Tap) -> None:
         self._push = sink.push
         self.drain = sink.drain
         self._exchange = exchange
         self._hear = tap.hear
+        self._pieces: list[bytes] = []
+        self._keep = self._pieces.append
+        self._room = ENOUGH_TO_HEAR
 
     def push(self, piece: bytes) -> bool:
         """Pass on a piece."""
         room = self._push(piece)
-        self._exchange.bytes_out += len(piece)
-        self._hear(piece)
+        self._keep(piece)
+        self._room -= len(piece)
+        if self._room < 0:
+            self.settle()
         return room
+
+    def settle(self) -> None:
+        """Count what has gone through, and let it be heard."""
+        copy = b"".join(self._pieces)
+        self._pieces.clear()
+        self._room = ENOUGH_TO_HEAR
+        self._exchange.bytes_out += len(copy)
+        self._hear(copy)
 
 
 def has_body(fields: Fields) -> bool:

@@ -4,7 +4,12 @@ import asyncio
 import logging
 import signal
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import partial
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -73,6 +78,8 @@ def configure(settings: Settings) -> uvicorn.Config:
         date_header=False,
         access_log=False,
         log_config=logging_config(settings),
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # the loop takes fractions
         timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
     )
@@ -98,6 +105,24 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
         run = partial(server.run, sockets=[sock])
     announce(settings, sock)
     run()
+
+
+@contextmanager
+def serving(settings: Settings, sock: socket.socket) -> Iterator[None]:
+    """Serve from a thread for as long as the block lasts, without a line of the log on stdout."""
+    config = configure(replace(settings, shutdown_grace=0.5))
+    config.loop = "asyncio"  # uvloop's may hang in `close` where another loop of this process holds the other ends
+    server = uvicorn.Server(config)
+    thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    with redirect_stdout(None):
+        thread.start()
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Server(uvicorn.Server):
@@ -141,7 +166,7 @@ def announce(settings: Settings, sock: socket.socket) -> None:
     """Write down at start what an operator wants to see at a glance, without a secret."""
     host, port = sock.getsockname()[:2]
     everywhere = ", reachable on all interfaces of this machine" if host in ALL_INTERFACES else ""
-    log.info("oxy %s listens on %s%s", __version__, url(host, port), everywhere)
+    log.info("oxy %s listens on %s%s", __version__, url(host, port, tls=settings.tls_cert is not None), everywhere)
     log.info("target %s, workers %s", settings.target, settings.workers)
     log.info("mode %s", MODES[settings.mode])
     if chosen := ", ".join(settings.changed()):
@@ -150,15 +175,16 @@ def announce(settings: Settings, sock: socket.socket) -> None:
         log.warning(note)
 
 
-def local_url(sock: socket.socket) -> str:
+def local_url(sock: socket.socket, *, tls: bool = False) -> str:
     """Return the URL under which this machine reaches what listens on that socket."""
     host, port = sock.getsockname()[:2]
-    return url(ALL_INTERFACES.get(host, host), port)
+    return url(ALL_INTERFACES.get(host, host), port, tls=tls)
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, tls: bool) -> str:
     """Return the URL of a host, IPv6 in brackets, and a port."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class OnlyNews(logging.Filter):

@@ -73,6 +73,9 @@ class Settings:
     outbound_proxy: str | None = field(default=None, repr=False)  # it may hold a password
     server_timing: bool = False
     include_usage: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    upstream_ca: Path | None = None
     log_format: LogFormat = "json"
     history: Path | None = None
     history_days: int = 30
@@ -167,6 +170,9 @@ def chosen(reader: "Reader") -> Settings:
         http2=take("OXY_HTTP2", values.http2, False),
         server_timing=take("PROXY_SERVER_TIMING", values.switch, False),
         include_usage=take("PROXY_INCLUDE_USAGE", values.switch, False),
+        tls_cert=take("PROXY_TLS_CERT", values.certificate, None),
+        tls_key=take("PROXY_TLS_KEY", values.readable, None),
+        upstream_ca=take("PROXY_UPSTREAM_CA", values.authorities, None),
         log_format=take("PROXY_LOG_FORMAT", values.log_format, "json"),
         history=take("PROXY_HISTORY", Path, None),
         history_days=take("PROXY_HISTORY_DAYS", values.at_least_one, 30),
@@ -218,6 +224,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "PROXY_AZURE makes the paths, and the target ends in /v1 already: end it at the host, or leave that off"
     if settings.upstream_auth == "entra" and settings.openai_api_key:
         yield "PROXY_UPSTREAM_AUTH=entra takes the place of a key: remove OPENAI_API_KEY or AZURE_OPENAI_API_KEY"
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        yield "PROXY_TLS_CERT and PROXY_TLS_KEY go together: set both to listen with TLS, or none"
+    if settings.tls_cert and settings.tls_key and not values.belong_together(settings.tls_cert, settings.tls_key):
+        yield "PROXY_TLS_KEY is no key without a password that belongs to the certificate in PROXY_TLS_CERT"
     if points_at_itself(settings.target, settings.port):
         yield (
             f"the target {settings.target} is this proxy itself. OPENAI_BASE_URL is also what SDKs read: "

@@ -10,6 +10,7 @@ import random
 import re
 import ssl
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import httpx
@@ -180,21 +181,25 @@ def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank
     if transport is not None:
         return ThroughHttpx(target, transport)
     if settings.way == "fast":
-        return Pool(target.host, target.port, tls=trust(target) if target.scheme == "https" else None)
-    return ThroughHttpx(target, own_transport(trust(target), http2=settings.http2, proxy=settings.outbound_proxy))
+        tls = trust(target, settings.upstream_ca) if target.scheme == "https" else None
+        return Pool(target.host, target.port, tls=tls)
+    tls = trust(target, settings.upstream_ca)
+    return ThroughHttpx(target, own_transport(tls, http2=settings.http2, proxy=settings.outbound_proxy))
 
 
-def trust(target: Target) -> ssl.SSLContext:
+def trust(target: Target, authorities: Path | None = None) -> ssl.SSLContext:
     """Return whom we believe to be the target: the system's authorities and those that Python clients ship with.
 
-    Where `SSL_CERT_FILE` or `SSL_CERT_DIR` names authorities, those alone. A target without TLS needs none, and
-    reading them would take longer than the rest of the start.
+    `authorities` is a file of more of them. Where `SSL_CERT_FILE` or `SSL_CERT_DIR` names authorities, those alone and
+    these. A target without TLS needs none, and reading them would take longer than the rest of the start.
     """
     if target.scheme == "http":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context = httpx.create_ssl_context()
     if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
         context.load_default_certs()
+    if authorities is not None:
+        context.load_verify_locations(authorities)
     return Resuming.of(context)
 
 

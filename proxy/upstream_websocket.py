@@ -59,6 +59,7 @@ class WebSocketUpstream:
 
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._target = settings.target
+        self._authorities = settings.upstream_ca
         self._place = upstream.place
         self._prepare = upstream.prepare
         self._proxy = settings.outbound_proxy
@@ -90,7 +91,7 @@ class WebSocketUpstream:
             )
 
         if uri.secure and self._tls is None:
-            self._tls = await asyncio.to_thread(trust, self._target)  # it takes a tenth of a second
+            self._tls = await asyncio.to_thread(trust, self._target, self._authorities)  # it takes a tenth of a second
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers]
         try:
             return Remote(await (self._dial(make, fields) if self._proxy is None else self._tunnel(make, fields)))

@@ -5,14 +5,20 @@ and never quotes the text, which may be a secret in the wrong place.
 import ipaddress
 import math
 import re
+import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 MEGABYTE = 1024 * 1024
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+# RFC 5280 4.1.2.5: when a certificate begins and ends, each as a UTCTime or a GeneralizedTime.
+VALIDITY = re.compile(rb"\x30[\x1e-\x22](\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)")
 
 Forwarded = Literal["drop", "append", "pass"]
 LogFormat = Literal["json", "text"]
@@ -219,6 +225,62 @@ def pairs(text: str) -> tuple[tuple[str, str], ...]:
     if not all(name and value for name, value in found):
         raise ValueError("write model=deployment, several separated by commas")
     return found  # type: ignore[return-value]  # two of them
+
+
+def readable(text: str) -> Path:
+    """Read the path of a file that is there to be read."""
+    try:
+        with Path(text).open("rb"):
+            return Path(text)
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or "it is no path"
+        raise ValueError(f"the file cannot be read: {reason.lower()}") from None
+
+
+def certificate(text: str) -> Path:
+    """Read the path of a certificate that is in force; those that vouch for it may follow it in the file."""
+    path = readable(text)
+    pem = PEM.search(path.read_text("latin-1"))
+    try:
+        validity = VALIDITY.search(ssl.PEM_cert_to_DER_cert(pem[0])) if pem else None
+    except ValueError:
+        validity = None
+    if validity is None:
+        raise ValueError("there is no certificate in PEM form in the file")
+    begins, ends = (_moment(time) for time in validity.groups())
+    if not begins <= datetime.now(UTC) <= ends:
+        raise ValueError(f"the certificate is in force from {begins.date()} to {ends.date()}, and not today")
+    return path
+
+
+def _moment(time: bytes) -> datetime:
+    digits = time[2:-1].decode()
+    if len(digits) == 12:  # RFC 5280 4.1.2.5.1: two digits of the year
+        digits = ("19" if digits >= "50" else "20") + digits
+    return datetime.strptime(digits + "+0000", "%Y%m%d%H%M%S%z")
+
+
+def belong_together(certificate: Path, key: Path) -> bool:
+    """Tell whether a key is that of a certificate, and can be read without a password."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        return False
+    return True
+
+
+def _no_password() -> str:
+    raise ValueError("a service has nobody to ask for one")
+
+
+def authorities(text: str) -> Path:
+    """Read the path of a file of authorities to believe."""
+    path = readable(text)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError("there is no certificate in PEM form in the file") from None
+    return path
 
 
 def outbound_proxy(text: str) -> str:

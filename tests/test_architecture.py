@@ -22,7 +22,7 @@ FLOORS = (
     ("ground: nouns and rules", "codings exchange headers jsontext session values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
-    ("ground: what may be written down", "redaction entry figures tables"),
+    ("ground: what may be written down", "redaction entry figures tables verdicts"),
     ("ground: calls for Azure, and tokens", "azure entra"),
     ("ground: how things are shown", "fresh markup readable"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
@@ -48,7 +48,8 @@ FLOORS = (
     ("pages of our own", "board pages runtime"),
     ("the operator's pages together", "console"),
     ("wiring", "app"),
-    ("serving", "server"),
+    ("serving, and what `oxy check` looks at", "probes server"),
+    ("what `oxy check` finds", "check"),
     ("the command line", "__main__"),
 )
 # Another program in the same process: it imports nothing of the proxy, and only the command line starts it.
@@ -101,6 +102,7 @@ WITHOUT_A_TWIN = {
     "usage": "test_tap reads each shape of the API through it",
     "downstream_websocket": "what it says to a client is heard on the wire: test_websocket",
     "through_httpx": "whatever has a `way` goes through it too: test_upstream, test_relay, test_faults",
+    "verdicts": "words: test_probes hears them where they are said",
     "values": "test_settings puts every kind of text through it",
 }
 

@@ -15,7 +15,7 @@ from proxy.settings import load
 from tests.conftest import SettingsOf
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/design.md", "docs/reliability.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEMO = "http://127.0.0.1:18443"
 
@@ -59,8 +59,8 @@ def test_what_the_table_calls_unset_has_no_default(name: str) -> None:
 
 def test_the_table_of_options_has_each_that_there_is_with_its_setting() -> None:
     usage = parser().format_help()
-    named = {option: row[1] for row in rows("option") for option in re.findall(r"--\w+", row[0])}
-    assert sorted(named) == sorted(set(re.findall(r"--\w+", usage)))
+    named = {option: row[1] for row in rows("option") for option in re.findall(r"--[\w-]+", row[0])}
+    assert sorted(named) == sorted(set(re.findall(r"--[a-z][\w-]*", usage)))
     for option, setting in named.items():
         help_of_it = re.split(r"\n {0,4}-", usage.partition(f"  {option} ")[2])[0]
         assert setting in " ".join(help_of_it.split())

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "proxy"]
 PATIENCE = 30  # seconds; a process takes its time to start on a machine that is busy with other tests
 NOBODY = "http://127.0.0.1:9"  # a target that no test here calls
+LISTENER = str(Path(__file__).with_name("listener.pem"))  # a certificate for localhost, and its key
 UNKNOWN = ".".join(["x" * 60] * 5)  # a name beyond 253 characters: refused without asking a resolver
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEEDS_IPV6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="there is no IPv6 here")
@@ -58,7 +60,7 @@ class Process:
     def listening(self) -> Self:
         """Wait until it has said where it listens."""
         for _ in polls():
-            if found := re.search(r"listens on http://\S+:(\d+)", self.errors):
+            if found := re.search(r"listens on https?://\S+:(\d+)", self.errors):
                 self.port = int(found[1])
                 return self
             assert self._process.poll() is None, self.errors
@@ -158,6 +160,35 @@ def refuses(port: int) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+# ---- TLS
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_with_a_certificate_it_speaks_tls_and_nothing_else(
+    run: Run, listener: socket.socket, tmp_path: Path, workers: str
+) -> None:
+    certificate, marker, key = Path(LISTENER).read_text().partition("-----BEGIN PRIVATE")
+    (tmp_path / "oxy.pem").write_text(certificate)
+    (tmp_path / "oxy.key").write_text(marker + key)
+    options = ("--tls-cert", "oxy.pem", "--tls-key", "oxy.key", "--workers", workers)
+    process = run("--target", local_url(listener), *options)
+    assert f"https://127.0.0.1:{process.port}" in process.errors
+    context = ssl.create_default_context(cafile=LISTENER)
+    plain = socket.create_connection(("127.0.0.1", process.port), PATIENCE)
+    with context.wrap_socket(plain, server_hostname="localhost") as client:
+        client.sendall(request())
+        there, _ = listener.accept()
+        with there:
+            until(there, b"\r\n\r\n")
+            there.sendall(HEAD + chunked(b"one", b""))
+            assert until(client, b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request())
+        assert rest(client) == b""
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
 
 
 # ---- an ordered stop
@@ -324,7 +355,14 @@ def test_an_address_that_is_not_ours_is_status_1(host: str, reason: str, capsys:
     assert len(told.splitlines()) == 1
 
 
-BAD_AND_GOOD = {"host": ("a b", "::1"), "port": ("none", "80"), "target": ("ftp://a", NOBODY), "workers": ("0", "2")}
+BAD_AND_GOOD = {
+    "host": ("a b", "::1"),
+    "port": ("none", "80"),
+    "target": ("ftp://a", NOBODY),
+    "tls-cert": ("/nowhere", LISTENER),
+    "tls-key": ("/nowhere", LISTENER),
+    "workers": ("0", "2"),
+}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -368,7 +406,7 @@ def test_help_names_each_option_and_the_setting_it_overrides(capsys: pytest.Capt
         main(["--help"])
     told = " ".join(capsys.readouterr().out.split())
     for option, (name, _) in OPTIONS.items():
-        assert re.search(rf"--{option} {option.upper()} [^-]*overrides {name}\b", told)
+        assert re.search(rf"--{option} {option.upper()} (?:(?! --).)*overrides {name}\b", told)
     assert "--demo" in told
 
 

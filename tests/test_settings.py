@@ -2,7 +2,10 @@
 
 import itertools
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,20 @@ from tests.conftest import SettingsOf
 
 OPENAI = Target(scheme="https", host="api.openai.com", port=443)
 SECRET = "sk-planted"
+LISTENER = str(Path(__file__).with_name("listener.pem"))  # a certificate for localhost and its key
+AUTHORITY = str(Path(__file__).with_name("authority.pem"))
 EXAMPLE = Path(__file__).parent.parent / ".env.example"
 
 CLIENT: dict[str, str] = {"SECURITY_KEY": "client"}
 DEPLOYMENTS = {"PROXY_AZURE": "deployments", "OPENAI_API_VERSION": "1"}
 # What a setting cannot stand without.
-BESIDE = {"OPENAI_API_KEY": CLIENT, "AZURE_OPENAI_API_KEY": CLIENT, "PROXY_AZURE_DEPLOYMENTS": DEPLOYMENTS}
+BESIDE = {
+    "OPENAI_API_KEY": CLIENT,
+    "AZURE_OPENAI_API_KEY": CLIENT,
+    "PROXY_AZURE_DEPLOYMENTS": DEPLOYMENTS,
+    "PROXY_TLS_CERT": {"PROXY_TLS_KEY": LISTENER},
+    "PROXY_TLS_KEY": {"PROXY_TLS_CERT": LISTENER},
+}
 
 # One value for each setting there is, other than its default, and what becomes of it.
 TAKEN: list[tuple[str, str, str, Any]] = [
@@ -58,6 +69,9 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("PROXY_SHUTDOWN_GRACE_MS", "1e3", "shutdown_grace", 1.0),
     ("PROXY_SERVER_TIMING", "1", "server_timing", True),
     ("PROXY_INCLUDE_USAGE", "1", "include_usage", True),
+    ("PROXY_TLS_CERT", LISTENER, "tls_cert", Path(LISTENER)),
+    ("PROXY_TLS_KEY", LISTENER, "tls_key", Path(LISTENER)),
+    ("PROXY_UPSTREAM_CA", AUTHORITY, "upstream_ca", Path(AUTHORITY)),
     ("PROXY_LOG_FORMAT", "Text", "log_format", "text"),
     ("PROXY_HISTORY", "/var/lib/oxy/history.sqlite", "history", Path("/var/lib/oxy/history.sqlite")),
     ("PROXY_HISTORY_DAYS", "7", "history_days", 7),
@@ -86,6 +100,8 @@ NO_ADDRESS = "not an address to listen on (a port belongs into OXY_PORT)"
 NO_PAIR = "write model=deployment, several separated by commas"
 NO_PRINT = "it holds a character that cannot be printed"
 
+NO_FILE = "the file cannot be read: no such file or directory"
+NO_CERTIFICATE = "there is no certificate in PEM form in the file"
 NO_PROXY_URL = "not a proxy: write http://host:port, https://host:port or socks5://host:port"
 NO_PROXIES = ("proxy.example:3128", "ftp://proxy.example", "http://", "http://a:b", "http://[::1", "http://a:0")
 
@@ -106,6 +122,9 @@ REFUSED = [
     *(("PROXY_FORWARDED", text, "write drop, append or pass") for text in ("none", "1", "drop,append")),
     *(("PROXY_SERVER_TIMING", text, "write 1 or 0") for text in ("2", "ms")),
     *(("PROXY_INCLUDE_USAGE", text, "write 1 or 0") for text in ("2", "always")),
+    *((f"PROXY_{name}", "/nowhere/a.pem", NO_FILE) for name in ("TLS_CERT", "TLS_KEY", "UPSTREAM_CA")),
+    ("PROXY_TLS_KEY", "/", "the file cannot be read: is a directory"),
+    *((f"PROXY_{name}", str(EXAMPLE), NO_CERTIFICATE) for name in ("TLS_CERT", "UPSTREAM_CA")),
     *(("PROXY_LOG_FORMAT", text, "write json or text") for text in ("yaml", "1")),
     *(("PROXY_HISTORY_DAYS", text, NO_NUMBER) for text in ("0", "1.5", "30d")),
     *(("OXY_TRANSPORT", text, "write auto, fast or httpx") for text in ("slow", "1")),
@@ -518,6 +537,63 @@ def test_keys_do_not_show_in_repr(settings_of: SettingsOf) -> None:
     assert SECRET in str(settings.client_keys)
     assert SECRET not in repr(settings)
     assert "api.openai.com" in repr(settings)
+
+
+# ---- TLS
+
+LISTENING = {"PROXY_TLS_CERT": LISTENER, "PROXY_TLS_KEY": LISTENER}
+
+
+def test_a_certificate_and_its_key_go_together(tmp_path: Path) -> None:
+    for name in LISTENING:
+        assert complaints(tmp_path, **{name: LISTENER}) == [
+            "PROXY_TLS_CERT and PROXY_TLS_KEY go together: set both to listen with TLS, or none"
+        ]
+
+
+@pytest.mark.parametrize("password", [[], ["-aes128", "-passout", "pass:secret"]], ids=["another", "behind a password"])
+def test_a_key_that_cannot_serve_the_certificate_is_said(tmp_path: Path, password: list[str]) -> None:
+    made = tmp_path / "key.pem"
+    asked = ["openssl", "pkey", "-in", LISTENER, "-out", str(made), *password]
+    if not password:
+        asked = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", str(made)]
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl command")
+    subprocess.run(asked, check=True, capture_output=True)
+    assert complaints(tmp_path, **{**LISTENING, "PROXY_TLS_KEY": str(made)}) == [
+        "PROXY_TLS_KEY is no key without a password that belongs to the certificate in PROXY_TLS_CERT"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (b"\x18\x0f2126", b"\x18\x0f2020", "in force from 2026-11-21 to 2020-"),
+        (b"\x17\x0d26", b"\x17\x0d49", "in force from 2049-"),
+        (b"\x17\x0d26", b"\x17\x0d50", None),  # RFC 5280 4.1.2.5.1: that is 1950
+        (b"\x17\x0d26", b"\x16\x0d26", NO_CERTIFICATE),
+    ],
+)
+def test_a_certificate_is_in_force_today(
+    settings_of: SettingsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes, new: bytes, told: str | None
+) -> None:
+    monkeypatch.setattr("proxy.values.belong_together", lambda *_: True)
+    made = tmp_path / "made.pem"
+    pem = re.search(r"-----BEGIN CERT.*?CERTIFICATE-----", Path(LISTENER).read_text(), re.DOTALL)
+    assert pem
+    made.write_text(ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(pem[0]).replace(old, new)))
+    environ = {**LISTENING, "PROXY_TLS_CERT": str(made)}
+    if told is None:
+        assert settings_of(**environ).tls_cert == made
+    else:
+        (complaint, *_) = complaints(tmp_path, **environ)
+        assert told in complaint
+
+
+def test_what_only_looks_like_a_certificate_is_none(tmp_path: Path) -> None:
+    (tmp_path / "made.pem").write_text("-----BEGIN CERTIFICATE-----\n?x=\n-----END CERTIFICATE-----")
+    (complaint, *_) = complaints(tmp_path, **{**LISTENING, "PROXY_TLS_CERT": str(tmp_path / "made.pem")})
+    assert complaint == f"PROXY_TLS_CERT: {NO_CERTIFICATE}"
 
 
 # ---- .env.example

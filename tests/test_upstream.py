@@ -183,6 +183,20 @@ async def test_a_target_with_tls_that_nobody_vouches_for_is_a_502(
     assert secure.peers.empty()
 
 
+async def test_an_authority_of_the_operator_s_own_is_believed_besides_the_others(
+    start: Start, authority: Authority
+) -> None:
+    others = trust(read_target("https://api.openai.com")).cert_store_stats()["x509_ca"]
+    context = trust(read_target("https://api.openai.com"), authority.file)
+    assert context.cert_store_stats()["x509_ca"] == others + 1
+    async with Secure(authority.context()).listening() as secure:
+        target = f"https://localhost:{secure.port}"
+        async with start(OXY_TARGET=target, PROXY_UPSTREAM_CA=str(authority.file)) as proxy:
+            client = await proxy.connect()
+            await client.say(request())
+            assert (await client.hear()).status == 200
+
+
 def test_a_target_without_tls_trusts_nobody() -> None:
     context = trust(read_target("http://127.0.0.1:1"))
     assert (context.cert_store_stats()["x509_ca"], context.verify_mode) == (0, ssl.CERT_REQUIRED)

@@ -2,7 +2,8 @@
 
 It answers in the API's own shapes and tells the truth: that it is the demo, what it heard, how many tokens that was by
 its one simple rule (see `voice`). It takes UPSTREAM_KEY and no other credential, so that an answer through the proxy
-proves that the keys were swapped. Whoever names the model `error-429` gets a 429, likewise 400, 401, 404, 500 and 503.
+proves that the keys were swapped. Whoever names the model `error-429` gets a 429, likewise 400, 401, 404, 500
+and 503; with `pause-5` a chat's stream is silent for 5 seconds after its first piece.
 """
 
 import socket

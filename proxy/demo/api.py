@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from proxy.demo import shapes
-from proxy.demo.desk import Refusal, admit, hear, hear_form, stream, tell, upload, wants, whole
+from proxy.demo.desk import Refusal, admit, hear, hear_form, silence, stream, tell, upload, wants, whole
 from proxy.demo.media import SIDE, picture, tone, vector
 from proxy.demo.voice import Json, Said, answer, dig, objects, several, tokens, words
 
@@ -95,7 +95,8 @@ class Api:
         if not wants(body, "stream"):
             return tell(shapes.chat_completion(body["model"], said, choices=choices, usage=usage))
         asked = usage if dig(body, "stream_options", "include_usage") else None
-        return self._play(shapes.chat_chunks(body["model"], said, choices=choices, usage=asked), end=DONE)
+        chunks = shapes.chat_chunks(body["model"], said, choices=choices, usage=asked)
+        return self._play(chunks, end=DONE, silence=silence(body["model"]))
 
     async def completions(self, request: Request) -> Response:
         body = await hear(request, "model", "prompt")
@@ -252,13 +253,16 @@ class Api:
         body = await hear(request, "input")
         return tell(shapes.moderation(body.get("model") or "omni-moderation-latest", len(several(body["input"]))))
 
-    def _play(self, events: list[Json], *, end: bytes = b"") -> Response:
-        """Stream events, with a pause before each that brings a token; those of chat have no type and all pause."""
+    def _play(self, events: list[Json], *, end: bytes = b"", silence: float = 0.0) -> Response:
+        """Stream events, with a pause before each that brings a token; those of chat have no type and all pause.
+
+        After the first there are so many seconds of silence.
+        """
 
         async def slowly() -> AsyncIterator[Json]:
-            for event in events:
+            for number, event in enumerate(events):
                 if event.get("type", "delta").endswith("delta"):
-                    await asyncio.sleep(self._pace)
+                    await asyncio.sleep(self._pace + silence * (number == 1))
                 yield event
 
         return stream(slowly(), end=end)

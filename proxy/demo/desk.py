@@ -25,6 +25,7 @@ TURNED_AWAY = (
 )
 MAX_BODY = 32 * 1024 * 1024
 
+PAUSE = re.compile(r"pause-(\d{1,3})")
 MODELS = re.compile(r"(gpt-|o[134]|text-embedding-|whisper|tts|dall-e|chatgpt|omni-moderation|davinci|babbage).*")
 FAULTS: dict[str, tuple[int, str, str | None]] = {
     "error-400": (400, "invalid_request_error", "invalid_value"),
@@ -97,11 +98,17 @@ def admit(model: str) -> None:
         status, type, code = FAULTS[model]
         message = f"This is the {status} that you asked the demo for with the model name '{model}'."
         raise Refusal(status, message, type=type, code=code, headers=PATIENCE if status == 429 else None)
-    if not MODELS.fullmatch(model):
+    if not MODELS.fullmatch(model) and not PAUSE.fullmatch(model):
         message = (
             f"The model '{model}' does not exist or you do not have access to it. The demo knows gpt-4o and its like."
         )
         raise Refusal(404, message, param="model", code="model_not_found")
+
+
+def silence(model: str) -> float:
+    """Return for how many seconds a model is to be silent in the middle of a stream; `pause-5` says 5."""
+    named = PAUSE.fullmatch(model)
+    return float(named[1]) if named else 0.0
 
 
 def whole(body: Json, name: str, *, default: int, least: int = 1, most: int) -> int:
