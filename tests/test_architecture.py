@@ -149,6 +149,12 @@ def test_every_room_is_on_a_floor(name: str) -> None:
     assert name == ALONE or name in FLOOR_OF, f"give proxy/{name} a place in FLOORS"
 
 
+@each_room
+def test_every_room_is_in_the_drawing(name: str) -> None:
+    drawing = (TESTS.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    assert name == "__init__" or re.search(rf"^    .*\b{name}(?:\.py|/)", drawing, re.MULTILINE), f"draw proxy/{name}"
+
+
 @each_file
 def test_a_file_imports_only_from_floors_below_its_own(path: Path) -> None:
     own = room(path)
