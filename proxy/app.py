@@ -124,11 +124,11 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     `transport` is used instead of our own. Nothing is read, resolved or opened before the first request.
     """
-    upstream = Upstream(settings, transport)
+    veil = Veil(settings.secrets)
+    upstream = Upstream(settings, transport, tell=veil.know)
     access = Access(settings)
     relay = Relay(settings, access)
     convenience = Convenience(settings, access, relay)
-    veil = Veil(settings.secrets)
     total = settings.max_parallel
     relayed = Guard(share(total or MOST_RELAYED, settings.workers))
     shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))

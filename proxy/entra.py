@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from proxy.errors import UpstreamUnreachable
@@ -37,13 +38,14 @@ for name in ("azure", "msal"):
 
 
 class Entra:
-    """The token for one scope."""
+    """The token for one scope. `tell` is told of each, before it is used."""
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, tell: Callable[[bytes], None]) -> None:
         from azure.identity import DefaultAzureCredential  # an extra: only who asks for it has to have it
 
         self._credential: Any = DefaultAzureCredential(**TIMES)
         self._scope = scope
+        self._tell = tell
         self._token = b""
         self._ends = 0.0  # seconds since 1970
         self._rests = 0.0  # until this time of the monotonic clock no attempt is made
@@ -63,7 +65,8 @@ class Entra:
     async def _renew(self) -> None:
         try:
             got = await asyncio.to_thread(self._credential.get_token, self._scope)
-            self._token, self._ends = got.token.encode(), float(got.expires_on)
+            self._tell(token := got.token.encode())
+            self._token, self._ends = token, float(got.expires_on)
         except Exception as problem:  # whatever the library raises
             log.warning("no token for %s from Entra ID: %s", self._scope, reason(problem))
         finally:

@@ -81,7 +81,7 @@ class Gateway:
         try:
             exchange.upstream_id = read(first(answer.headers, b"x-request-id"))
             exchange.stream = tap.streams
-            self._veil.over_head(answer)
+            answer.headers = self._veil.over_head(answer.headers)
             if answer.status >= 400:
                 answer = await self._veil.over_body(answer)
             if self._timing:

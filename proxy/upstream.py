@@ -9,6 +9,7 @@ import os
 import random
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -62,16 +63,22 @@ class Bank(Protocol):
 class Upstream:
     """Sends calls to the one target that the settings name, and nowhere else.
 
-    `transport` is one of httpx's to use instead of our own.
+    `transport` is one of httpx's to use instead of our own. `tell` is told of tokens that stand in place of a key.
     """
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        tell: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
         target = settings.target
         self._bank = bank(settings, transport)
         self._host = (b"host", target.authority.encode())
         self._prefix = target.path.encode()
         self._azure = placing(settings)
-        self._entra = Entra(settings.entra_scope) if settings.upstream_auth == "entra" else None
+        self._entra = Entra(settings.entra_scope, tell) if settings.upstream_auth == "entra" else None
         self.prepares = settings.azure != "off" or self._entra is not None
         self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
         self._timeouts = Timeouts(

@@ -16,18 +16,29 @@ MOST = 64 * 1024  # bytes of an error that are looked through
 
 
 class Veil:
-    """Masks the given secrets."""
+    """Masks the given secrets, and those that it comes to know."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        self.secrets = tuple(secret.encode() for secret in secrets if len(secret) >= SHORTEST)
+        self._kept = tuple(secret.encode() for secret in secrets if len(secret) >= SHORTEST)
+        self._passing: tuple[bytes, ...] = ()
+        self._look()
+
+    def know(self, secret: bytes) -> None:
+        """Mask this too, until two more have come: a token is renewed while the one before is still in use."""
+        self._passing = (*self._passing[-1:], secret)
+        self._look()
+
+    def _look(self) -> None:
+        self.secrets = self._kept + self._passing
         self.longest = max(map(len, self.secrets), default=0)
 
-    def over_head(self, answer: Answer) -> None:
-        """Mask what the fields of an answer hold."""
-        values = b"\n".join([value for _, value in answer.headers])
+    def over_head(self, headers: Pairs) -> Pairs:
+        """Return the fields of an answer, masked where they hold a secret."""
+        values = b"\n".join([value for _, value in headers])
         for secret in self.secrets:
             if secret in values:
-                answer.headers = [(name, self.mask(value)) for name, value in answer.headers]
+                return [(name, self.mask(value)) for name, value in headers]
+        return headers
 
     async def over_body(self, answer: Answer) -> Answer:
         """Return an error so that its body is masked. Raises what reading it raises."""

@@ -64,8 +64,8 @@ class WebSockets:
                 await self._pass(exchange, session, call, subprotocols, downstream)
         except Refused as refusal:
             exchange.status, exchange.result = refusal.status, "upstream_api_error"
-            headers = [(name, self._veil.mask(value)) for name, value in refusal.headers]
-            await downstream.answer(exchange, refusal.status, headers, self._veil.mask(refusal.body))
+            headers, body = self._veil.over_head(refusal.headers), self._veil.mask(refusal.body)
+            await downstream.answer(exchange, refusal.status, headers, body)
         except Exception as problem:
             failure = understood(exchange, problem)
             note(exchange, failure, started=downstream.accepted)
@@ -90,7 +90,7 @@ class WebSockets:
         remote = await self._upstream.open(call, subprotocols)
         exchange.upstream_wait = exchange.elapsed() - waited
         try:
-            await downstream.accept(exchange, public(remote.subprotocol), remote.headers)
+            await downstream.accept(exchange, public(remote.subprotocol), self._veil.over_head(remote.headers))
             exchange.status, exchange.first_byte = 101, exchange.elapsed()
             await relay(downstream, remote, session)
             exchange.result = "success"

@@ -31,6 +31,7 @@ def granted(token: str, seconds: float = 3600) -> bytes:
     return answer(headers=[(b"Content-Type", b"application/json")], body=json.dumps(said).encode())
 
 
+known: list[bytes] = []  # tokens that a veil would be told of
 REFUSED = answer(400, [(b"Content-Type", b"application/json")], b'{"statusCode":400,"message":"%b"}' % SECRET.encode())
 
 
@@ -46,7 +47,7 @@ async def identity(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Upstream]:
 
 @pytest.fixture
 async def tokens(identity: Upstream) -> AsyncIterator[Entra]:
-    tokens = Entra(SCOPE)
+    tokens = Entra(SCOPE, known.append)
     yield tokens
     await tokens.aclose()
 
@@ -208,14 +209,14 @@ async def test_nobody_waits_for_ever(tokens: Entra, identity: Upstream, monkeypa
 
 async def test_a_mute_endpoint_is_given_up(identity: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entra, "TIMES", {"connection_timeout": 0.1, "read_timeout": 0.1, "retry_total": 0})
-    tokens = Entra(SCOPE)
+    tokens = Entra(SCOPE, known.append)
     with pytest.raises(UpstreamUnreachable):
         await tokens.token()
     await tokens.aclose()
 
 
 async def test_at_the_end_a_renewal_is_waited_for_a_moment(identity: Upstream) -> None:
-    tokens = Entra(SCOPE)
+    tokens = Entra(SCOPE, known.append)
     waiting = asyncio.ensure_future(tokens.token())
     endpoint = await identity.accept()
     await endpoint.hear()
@@ -258,3 +259,15 @@ def test_a_reason_is_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -
     told = reason(ValueError(said))
     assert told.startswith("ValueError: *** *** *** *** *** *** xxx")
     assert len(told) == entra.MOST_OF_A_REASON
+
+
+async def test_a_token_that_the_upstream_says_back_is_masked_also_after_its_renewal(
+    start: Start, upstream: Upstream, identity: Upstream
+) -> None:
+    tokens = [b"eyJ.the-first-token.of-them", b"eyJ.the-second.one"]
+    identity.says_in_turn(granted(tokens[0].decode(), 100), granted(tokens[1].decode()))
+    upstream.says(answer(401, [(b"X-Debug", tokens[0])], b"no: " + tokens[0]))
+    async with start(PROXY_UPSTREAM_AUTH="entra", PROXY_X_API_KEY=CLIENT_KEY) as proxy:
+        for _ in range(3):
+            back = await ask(proxy)
+            assert (back.get(b"x-debug"), back.body) == (b"*" * len(tokens[0]), b"no: " + b"*" * len(tokens[0]))

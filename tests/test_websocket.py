@@ -17,9 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
-from websockets.http11 import Response
+from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
@@ -148,6 +149,52 @@ async def test_a_client_that_pings_and_does_not_read_is_answered_in_the_end(prox
         await pongs[-1]
         await there.close()
         await reading
+
+
+async def test_keys_that_an_upstream_says_back_are_masked(start: Start, far: Far) -> None:
+    async with start(**SWAP) as proxy:
+        said = f"you said {UPSTREAM_KEY}, {CLIENT_KEY}".encode()
+        far.answers = Response(401, "Unauthorized", Headers([("X-Debug", UPSTREAM_KEY)]), said)
+        with pytest.raises(InvalidStatus) as refused:
+            await dial(proxy, key=CLIENT_KEY)
+        told = refused.value.response
+        masked = said.replace(UPSTREAM_KEY.encode(), b"*" * len(UPSTREAM_KEY))
+        assert told.body == masked.replace(CLIENT_KEY.encode(), b"*" * len(CLIENT_KEY))
+        assert told.headers["X-Debug"] == "*" * len(UPSTREAM_KEY)
+
+
+async def test_a_key_in_the_head_of_a_session_is_masked(tmp_path: Path) -> None:
+    def debug(_: ServerConnection, __: Request, response: Response) -> None:
+        response.headers["X-Debug"] = UPSTREAM_KEY
+
+    async with (
+        Far().listening(process_response=debug) as far,
+        running(load({"OXY_TARGET": far.url, **SWAP}, tmp_path)) as proxy,
+        session(proxy, far, key=CLIENT_KEY) as (client, _),
+    ):
+        assert client.response is not None
+        assert client.response.headers["X-Debug"] == "*" * len(UPSTREAM_KEY)
+
+
+@pytest.mark.parametrize(
+    ("style", "heard"),
+    [
+        ({"PROXY_AZURE": "v1"}, "/openai/v1/realtime?model=m"),
+        (
+            {"PROXY_AZURE": "deployments", "OPENAI_API_VERSION": "2024-10-01-preview"},
+            "/openai/realtime?model=m&api-version=2024-10-01-preview",
+        ),
+    ],
+)
+async def test_on_azure_a_session_is_opened_where_azure_has_it(
+    start: Start, far: Far, style: dict[str, str], heard: str
+) -> None:
+    async with (
+        start(**SWAP, **style, PROXY_UPSTREAM_AUTH="api-key") as proxy,
+        session(proxy, far, target="/v1/realtime?model=m", key=CLIENT_KEY),
+    ):
+        assert far.heard[0].path == heard
+        assert far.heard[0].headers["api-key"] == UPSTREAM_KEY
 
 
 # ---- what is written down, and how many there may be
