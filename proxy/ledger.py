@@ -79,7 +79,7 @@ class Ledger:
 
     def _work(self) -> None:
         while not self._closing.is_set():
-            if self._some.wait(TICK):
+            if self._waiting or self._some.wait(TICK):
                 self._enough.wait(PAUSE)
             self._some.clear()
             self._enough.clear()
@@ -90,13 +90,16 @@ class Ledger:
                 book.close(max(0.0, self._give_up - time.monotonic()))
 
     def _write_down(self) -> None:
-        """Write all that waits, in batches; once with nothing where nothing does."""
+        """Write what waits, in batches; once with nothing where nothing does.
+
+        What came meanwhile and is no batch yet gathers on, until the end: each batch costs a transaction.
+        """
         while True:
             batch = self._next_batch()
             for book in self._books:
                 with self._whatever_happens(book.name):
                     book.write(batch)
-            if not self._waiting:
+            if len(self._waiting) < (1 if self._closing.is_set() else BATCH):
                 break
         if missing := self.dropped - self._told:
             self._told += missing

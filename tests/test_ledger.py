@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -105,6 +106,26 @@ def test_a_full_batch_does_not_wait_for_the_pause(
     until(lambda: len(shelves[0].ids) == 2 * BATCH)
     assert max(map(len, shelves[0].batches)) == BATCH
     ledger.close()
+
+
+def test_what_comes_while_a_batch_is_written_gathers_again(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PAUSE", 0.02)
+    times: list[float] = []
+
+    def write(entries: Sequence[Entry]) -> None:
+        if entries:
+            times.append(time.monotonic())
+            shelves[1].batches.append(list(entries))
+            if len(times) < 5:
+                ledger.enter(exchange())
+
+    monkeypatch.setattr(shelves[0], "write", write)
+    ledger = open_ledger(shelves[:1])
+    ledger.enter(exchange())
+    until(lambda: len(shelves[1].ids) == 5)
+    assert all(later - earlier >= room.PAUSE for earlier, later in pairwise(times))
 
 
 def test_while_nothing_happens_the_books_hear_of_that(
