@@ -8,11 +8,10 @@ to printable ASCII, messages with their odd characters escaped, each cut to a le
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
-from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import quote
 
@@ -28,14 +27,6 @@ LONGEST_NAME = 100
 LONGEST_MESSAGE = 150
 LONGEST_DETAIL = 200
 
-# `input` and `output` are the whole; the others are parts of them, `total` their sum.
-KINDS = (
-    *("input", "cached", "output", "reasoning", "total"),
-    *("input_text", "input_audio", "input_image", "output_text", "output_audio", "output_image"),
-)
-counts_of = attrgetter(*KINDS)
-MOST_TOKENS = 10**9  # beyond that it is no count, whatever it was that the upstream said
-
 COLOURS = {"2xx": "32", "3xx": "36", "4xx": "33", "5xx": "31"}  # ECMA-48 8.3.117: green, cyan, yellow, red
 
 PLAIN = re.compile(r"[!#-;=?-\[\]-~]*")  # printable ASCII, less space, quotation mark, backslash, < and >
@@ -46,10 +37,9 @@ READABLE = re.compile(r"[ -~]*")
 
 
 class Entry(NamedTuple):  # made for each exchange: a frozen dataclass takes several times as long
-    """What a book may write down: an exchange whose texts are fit for it, its counts, and that as a line of JSON."""
+    """What a book may write down: an exchange whose texts are fit for it, and what of it there is as a line of JSON."""
 
     exchange: Exchange
-    tokens: Mapping[str, int]
     json: str
 
     @property
@@ -121,14 +111,6 @@ TEXTS: Mapping[str, tuple[Callable[[str, int], str], int]] = {
 }
 
 
-def tokens(usage: Usage | None) -> dict[str, int]:
-    """Return the counts that are known by their kind."""
-    if usage is None:
-        return {}
-    counts = zip(KINDS, counts_of(usage))  # noqa: B905  of one length; to ask for that takes a tenth of the time
-    return {k: n for k, n in counts if n is not None and type(n) is int and 0 <= n < MOST_TOKENS}
-
-
 @lru_cache(maxsize=600)
 def status_class(status: int | None) -> str:
     """Return `2xx` for 200 and its like; `none` where there was no answer."""
@@ -142,28 +124,32 @@ def failed(exchange: Exchange) -> bool:
 
 def entries(exchanges: Sequence[Exchange], redact: Redact) -> list[Entry]:
     """Return what the books get of these exchanges."""
-    written = []
-    for exchange in _fit(exchanges, redact):
-        counts = tokens(exchange.usage)
-        written.append(Entry(exchange, counts, as_json(exchange, counts)))
-    return written
+    return [Entry(exchange, as_json(exchange)) for exchange in _fit(exchanges, redact)]
 
 
 def _fit(exchanges: Sequence[Exchange], redact: Redact) -> list[Exchange]:
     """Return the exchanges with texts that may be written down.
 
-    Names are looked at all together: most need nothing, and to look once into a long text costs least.
+    Names are looked at all together: most need nothing, and to look once into a long text costs least. Those of keys
+    look like what redaction looks for, and would have it look more closely into all the others.
     """
-    together = "\n".join(
-        [
-            f"{each.method}\n{each.path}\n{each.incoming_id}\n{each.upstream_id}\n{each.model}\n{each.key}"
-            for each in exchanges
-        ]
-    )
-    no_name_has_two_lines = together.count("\n") == 6 * len(exchanges) - 1
-    if no_name_has_two_lines and ORDINARY.fullmatch(together) and redact(together) == together:
+    keys = {f"{each.key}" for each in exchanges}
+    names = [
+        *{each.method for each in exchanges},
+        *{each.path for each in exchanges},
+        *{f"{each.model}" for each in exchanges},
+        *[f"{each.incoming_id}" for each in exchanges if each.incoming_id is not None],
+        *[f"{each.upstream_id}" for each in exchanges if each.upstream_id is not None],
+    ]
+    if _are_fit(keys, redact) and _are_fit(names, redact):
         return [each if each.failure is each.detail is None else _made_fit(each, redact) for each in exchanges]
     return [_made_fit(each, redact) for each in exchanges]
+
+
+def _are_fit(names: Collection[str], redact: Redact) -> bool:
+    together = "\n".join(names)
+    no_name_has_two_lines = together.count("\n") == len(names) - 1
+    return no_name_has_two_lines and ORDINARY.fullmatch(together) is not None and redact(together) == together
 
 
 def _made_fit(exchange: Exchange, redact: Redact) -> Exchange:
@@ -175,33 +161,51 @@ def _made_fit(exchange: Exchange, redact: Redact) -> Exchange:
     return replace(exchange, **fit)
 
 
-def as_json(known: Exchange, counts: Mapping[str, int]) -> str:
+def as_json(known: Exchange) -> str:
     """Return an exchange as a line of JSON. What is not known is left out.
 
     By hand: with a dict and `json` it takes three times as long. Only messages need escapes; names that are fit for
-    this have neither quotation mark nor backslash, and the rest is words of ours.
+    this have neither quotation mark nor backslash, and the rest is words of ours. What is alike in most exchanges is
+    spelled once for all of them.
     """
     incoming_id = "" if known.incoming_id is None else f',"incoming_id":"{known.incoming_id}"'
     upstream_id = "" if known.upstream_id is None else f',"upstream_id":"{known.upstream_id}"'
-    model = "" if known.model is None else f',"model":"{known.model}"'
-    status = "" if known.status is None else f',"status":{known.status}'
+    kind = _kind(known.route, known.method, known.path, known.model, known.stream, known.status, known.result)
+    timeout = _timeout(known.timeout, known.timeout_source, known.timed_out)
     first_byte = "" if known.first_byte is None else f',"first_byte":{seconds(known.first_byte)}'
     upstream_wait = "" if known.upstream_wait is None else f',"upstream_wait":{seconds(known.upstream_wait)}'
-    spent = ",".join([f'"{kind}":{count}' for kind, count in counts.items()])
-    spent = f',"tokens":{{{spent}}}' if spent else ""
-    key = "" if known.key is None else f',"key":"{known.key}"'
+    talk = "" if known.messages_in is None else _talk(known)
+    spent = "" if not known.usage else _spent(known.usage)
+    rest = _rest(known.usage_added, known.retries, known.overloaded, known.cancelled, known.key)
     failure = "" if known.failure is None else f',"failure":{quoted(known.failure)}'
     detail = "" if known.detail is None else f',"detail":{quoted(known.detail)}'
-    added = "" if known.usage_added is None else f',"usage_added":{TRUTH[known.usage_added]}'
-    talk = "" if known.messages_in is None else _talk(known)
     return (
-        f'{{"time":"{moment(known.began)}","id":"{known.id}"{incoming_id}{upstream_id},"route":"{known.route}"'
-        f',"method":"{known.method}","path":"{known.path}"{model},"stream":{TRUTH[known.stream]}{status}'
-        f',"result":"{known.result}"{_timeout(known.timeout, known.timeout_source, known.timed_out)}'
+        f'{{"time":"{moment(known.began)}","id":"{known.id}"{incoming_id}{upstream_id}{kind}{timeout}'
         f',"duration":{seconds(known.duration)}{first_byte}{upstream_wait}'
-        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{spent}{added},"retries":{known.retries}'
-        f',"overloaded":{TRUTH[known.overloaded]},"cancelled":{TRUTH[known.cancelled]}{key}{failure}{detail}}}'
+        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{spent}{rest}{failure}{detail}}}'
     )
+
+
+@lru_cache(maxsize=512)
+def _kind(route: str, method: str, path: str, model: str | None, stream: bool, status: int | None, result: str) -> str:
+    named = "" if model is None else f',"model":"{model}"'
+    answered = "" if status is None else f',"status":{status}'
+    return (
+        f',"route":"{route}","method":"{method}","path":"{path}"{named},"stream":{TRUTH[stream]}{answered}'
+        f',"result":"{result}"'
+    )
+
+
+@lru_cache(maxsize=512)
+def _rest(added: bool | None, retries: int, overloaded: bool, cancelled: bool, key: str | None) -> str:
+    asked = "" if added is None else f',"usage_added":{TRUTH[added]}'
+    named = "" if key is None else f',"key":"{key}"'
+    return f'{asked},"retries":{retries},"overloaded":{TRUTH[overloaded]},"cancelled":{TRUTH[cancelled]}{named}'
+
+
+def _spent(usage: Usage) -> str:
+    counts = ",".join([f'"{kind}":{count}' for kind, count in usage.items()])
+    return f',"tokens":{{{counts}}}'
 
 
 def _talk(known: Exchange) -> str:

@@ -17,7 +17,6 @@ from proxy.downstream import Downstream
 from proxy.errors import DownstreamClosed, Failure, Unforeseen
 from proxy.exchange import Call, Exchange, Request, new_id
 from proxy.guard import Guard
-from proxy.headers import first
 from proxy.include_usage import WithoutUsage
 from proxy.ledger import Ledger
 from proxy.routes import Route
@@ -77,9 +76,10 @@ class Gateway:
         waited = exchange.elapsed()
         answer = await self._upstream.open(exchange, call)
         exchange.upstream_wait = exchange.elapsed() - waited
-        tap = Tap(answer.headers)
+        fields = {name: value for name, value in answer.headers}  # noqa: C416  `dict` is slower
+        tap = Tap(fields)
         try:
-            exchange.upstream_id = read(first(answer.headers, b"x-request-id"))
+            exchange.upstream_id = read(fields.get(b"x-request-id"))
             exchange.stream = tap.streams
             answer.headers = self._veil.over_head(answer.headers)
             if answer.status >= 400:
@@ -87,11 +87,11 @@ class Gateway:
             if self._timing:
                 answer.headers = [*answer.headers, server_timing(exchange)]
             if exchange.usage_added and tap.streams:
-                await downstream.relay(exchange, WithoutUsage(answer, tap.hear), Tap([]))
+                await downstream.relay(exchange, WithoutUsage(answer, tap.hear), Tap({}))
             elif call.retell is None:
                 await downstream.relay(exchange, answer, tap)
             else:
-                await downstream.relay(exchange, await retold(answer, call.retell, tap.hear), Tap([]))
+                await downstream.relay(exchange, await retold(answer, call.retell, tap.hear), Tap({}))
             exchange.result = "success" if answer.status < 400 else "upstream_api_error"
         finally:
             await answer.close()

@@ -162,7 +162,7 @@ def measured(group: Sequence[Entry]) -> Values:
     exchanges = [entry.exchange for entry in group]
     *counted, durations, first_bytes = zip(*map(_measures, exchanges), strict=True)
     known = [first_byte for first_byte in first_bytes if first_byte is not None]
-    spent = [entry.tokens for entry in group if entry.tokens] or [{}]
+    spent = [each.usage for each in exchanges if each.usage] or [{}]
     tokens = [[counts.get(kind, 0) for counts in spent] for kind in TOKENS]
     return (
         len(group),

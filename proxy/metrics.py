@@ -27,8 +27,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from proxy.entry import KINDS, Entry, FirstFew, status_class
+from proxy.entry import Entry, FirstFew, status_class
 from proxy.figures import Figures, Labels, SharedFile, of_all
+from proxy.usage import KINDS
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SHARING = 1.0  # seconds; what a worker that is killed has counted since is lost
@@ -138,7 +139,7 @@ class Metrics:
         for entry in entries:
             exchange = entry.exchange
             by_route[exchange.route].append(entry)
-            if exchange.model is not None or entry.tokens:
+            if exchange.model is not None or exchange.usage:
                 by_model[exchange.model, operation(exchange.path)].append(entry)
         with self._counting:
             for route, group in by_route.items():
@@ -209,7 +210,7 @@ class Metrics:
         bounded = self._model("unknown" if model is None else model)
         spent = defaultdict(list)
         for entry in group:
-            for kind, amount in entry.tokens.items():
+            for kind, amount in (entry.exchange.usage or {}).items():
                 spent[kind].append(amount)
         for kind, amounts in spent.items():
             self._figures.count("oxy_tokens_total", (kind, bounded), sum(amounts))

@@ -1,8 +1,10 @@
 """What is known of an exchange over WebSocket when it is over, for whoever writes it down."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+
+from proxy.usage import usage_of
 
 ENDS = ('"response.done"', '"response.completed"')  # the Realtime API's word and that of Responses
 MAX_EVENT = 1024 * 1024  # characters; an event with usage that is longer is not looked into
@@ -23,33 +25,6 @@ class Flow:
         self.size += len(message)
 
 
-@dataclass(slots=True)
-class Usage:
-    """Tokens of all responses of a session together."""
-
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-    reasoning: int = 0
-    total: int = 0
-
-    def add(self, event: str) -> None:
-        """Add the usage that a server's event ends a response with; any other event adds nothing."""
-        if len(event) > MAX_EVENT or not any(end in event for end in ENDS):
-            return
-        try:
-            usage = _dig(json.loads(event), "response", "usage")
-        except (ValueError, RecursionError):
-            return
-        self.input += _whole(usage, "input_tokens")
-        self.output += _whole(usage, "output_tokens")
-        self.total += _whole(usage, "total_tokens")
-        for details in ("input_token_details", "input_tokens_details"):
-            self.cached += _whole(usage, details, "cached_tokens")
-        for details in ("output_token_details", "output_tokens_details"):
-            self.reasoning += _whole(usage, details, "reasoning_tokens")
-
-
 @dataclass(slots=True, kw_only=True)
 class Session:
     """One exchange over WebSocket: what went each way (`sent` upstream, `heard` from there), and how it ended.
@@ -59,16 +34,17 @@ class Session:
 
     sent: Flow = field(default_factory=Flow)
     heard: Flow = field(default_factory=Flow)
-    usage: Usage = field(default_factory=Usage)
+    usage: Counter[str] = field(default_factory=Counter)
     close_code: int | None = None
 
-
-def _dig(value: Any, *names: str) -> Any:
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _whole(usage: Any, *names: str) -> int:
-    found = _dig(usage, *names)
-    return found if type(found) is int and found > 0 else 0
+    def learn(self, event: str) -> None:
+        """Add the usage that a server's event ends a response with; any other event adds nothing."""
+        if len(event) > MAX_EVENT or not any(end in event for end in ENDS):
+            return
+        try:
+            said = json.loads(event)
+        except (ValueError, RecursionError):
+            return
+        response = said.get("response") if isinstance(said, dict) else None
+        if isinstance(response, dict):
+            self.usage.update(usage_of(response.get("usage")) or {})

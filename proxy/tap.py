@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from json import JSONDecoder
 
 from proxy.codings import decoder
-from proxy.errors import Pairs
+from proxy.errors import Fields
 from proxy.usage import Usage, usage_of
 
 HEAD = 8 * 1024
@@ -39,15 +39,14 @@ read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short
 
 
 class Tap:
-    """Hears the pieces of one answer, and tells at the end what it said. `headers` are its own, framing included.
+    """Hears the pieces of one answer, and tells at the end what it said. `fields` are its own, framing included.
 
     `streams` tells whether it is a stream of events.
     """
 
     __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "streams")
 
-    def __init__(self, headers: Pairs) -> None:
-        fields = dict(headers)
+    def __init__(self, fields: Fields) -> None:
         media_type = fields.get(b"content-type", b"")
         if media_type != JSON:
             media_type = media_type.partition(b";")[0].strip().lower()

@@ -1,8 +1,12 @@
 """What an answer says of the tokens that it took, under the names of each part of the API."""
 
-from typing import NamedTuple
+MOST = 10**9  # from there on it is no count, whatever it was that the upstream said
 
-MOST = 2**53 - 1  # RFC 8259 6: whole numbers beyond it are not read alike everywhere
+# `input` and `output` are the whole; the others are parts of them, `total` their sum.
+KINDS = (
+    *("input", "cached", "output", "reasoning", "total"),
+    *("input_text", "input_audio", "input_image", "output_text", "output_audio", "output_image"),
+)
 
 INPUT_DETAILS = {
     "cached_tokens": "cached",
@@ -26,44 +30,27 @@ COUNTS = {
 DETAILS = {
     "prompt_tokens_details": INPUT_DETAILS,
     "input_tokens_details": INPUT_DETAILS,
-    "input_token_details": INPUT_DETAILS,  # transcriptions
+    "input_token_details": INPUT_DETAILS,  # transcriptions, Realtime
     "completion_tokens_details": OUTPUT_DETAILS,
     "output_tokens_details": OUTPUT_DETAILS,
+    "output_token_details": OUTPUT_DETAILS,  # Realtime
 }
 
-
-class Usage(NamedTuple):
-    """Tokens by kind; None where the answer does not say. `cached` is a part of `input`, `reasoning` of `output`.
-
-    A tuple, since making a frozen dataclass of so many fields takes five times as long.
-    """
-
-    input: int | None = None
-    cached: int | None = None
-    output: int | None = None
-    reasoning: int | None = None
-    total: int | None = None
-    input_text: int | None = None
-    input_audio: int | None = None
-    input_image: int | None = None
-    output_text: int | None = None
-    output_audio: int | None = None
-    output_image: int | None = None
+Usage = dict[str, int]  # tokens by kind, as far as the answer says
 
 
 def usage_of(said: object) -> Usage | None:
     """Read the member `usage` of an answer; None if it counts no tokens, as where the time of an audio is billed."""
     if not isinstance(said, dict):
         return None
-    counts: dict[str, int] = {}
-    _count(counts, COUNTS, said)
-    for name, kinds in DETAILS.items():
-        if name in said and isinstance(details := said[name], dict):
-            _count(counts, kinds, details)
-    return Usage(**counts) if counts else None
-
-
-def _count(counts: dict[str, int], kinds: dict[str, str], said: dict[str, object]) -> None:
+    counts: Usage = {}
     for name, n in said.items():
-        if name in kinds and type(n) is int and 0 <= n <= MOST:  # to isinstance, true is a whole number too
-            counts[kinds[name]] = n
+        if name in COUNTS:
+            if type(n) is int and 0 <= n < MOST:  # to isinstance, true is a whole number too
+                counts[COUNTS[name]] = n
+        elif name in DETAILS and isinstance(n, dict):
+            kinds = DETAILS[name]
+            for part, m in n.items():
+                if part in kinds and type(m) is int and 0 <= m < MOST:
+                    counts[kinds[part]] = m
+    return counts or None

@@ -24,7 +24,6 @@ from proxy.routes import Relay
 from proxy.session import Session
 from proxy.settings import Settings
 from proxy.upstream_websocket import Refused, Remote, WebSocketUpstream
-from proxy.usage import Usage
 from proxy.veil import Veil
 
 
@@ -127,9 +126,7 @@ def settle(exchange: Exchange, session: Session) -> None:
     exchange.bytes_in, exchange.messages_in = session.sent.size, session.sent.messages
     exchange.bytes_out, exchange.messages_out = session.heard.size, session.heard.messages
     exchange.close_code = session.close_code
-    used = session.usage
-    if used.total:
-        exchange.usage = Usage(used.input, used.cached, used.output, used.reasoning, used.total)
+    exchange.usage = dict(session.usage) or None
 
 
 def public(subprotocol: str | None) -> str | None:
@@ -144,7 +141,7 @@ async def relay(downstream: WebSocketDownstream, remote: Remote, session: Sessio
         async for message in remote.messages():
             session.heard.count(message)
             if isinstance(message, str):
-                session.usage.add(message)
+                session.learn(message)
             await downstream.send(message)
     finally:
         sending.cancel()

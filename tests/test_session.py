@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxy.session import MAX_EVENT, Flow, Usage
+from proxy.session import MAX_EVENT, Flow, Session
 
 REALTIME = {
     "total_tokens": 253,
@@ -28,10 +28,13 @@ def event(usage: Any, kind: str = "response.done") -> str:
 
 
 def test_usage_is_summed_over_the_responses_of_a_session() -> None:
-    usage = Usage()
+    session = Session()
     for said in (event(REALTIME), event(RESPONSES, "response.completed"), event(REALTIME)):
-        usage.add(said)
-    assert usage == Usage(input=274, cached=132, output=249, reasoning=3, total=523)
+        session.learn(said)
+    assert session.usage == {
+        **{"input": 274, "cached": 132, "output": 249, "reasoning": 3, "total": 523},
+        **{"input_text": 238, "input_audio": 26, "output_text": 60, "output_audio": 182},
+    }
 
 
 @pytest.mark.parametrize(
@@ -49,9 +52,9 @@ def test_usage_is_summed_over_the_responses_of_a_session() -> None:
     ids=["another event", "no usage", "a list", "no numbers", "torn", "no object", "too deep", "too long"],
 )
 def test_what_is_no_usage_adds_nothing(said: str) -> None:
-    usage = Usage()
-    usage.add(said)
-    assert usage == Usage()
+    session = Session()
+    session.learn(said)
+    assert not session.usage
 
 
 def test_a_flow_counts_messages_and_the_bytes_of_their_payload() -> None:

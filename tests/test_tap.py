@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from proxy import codings
 from proxy.errors import Pairs
 from proxy.tap import HEAD, MOST, TAIL, Tap
-from proxy.usage import Usage
+from proxy.usage import KINDS, Usage, usage_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -224,7 +224,7 @@ def heard(
     media_type: bytes, *pieces: bytes, coding: bytes = b"", complete: bool = True, framing: Pairs = FRAMED
 ) -> Told:
     headers = [*framing, (b"content-type", media_type)]
-    tap = Tap([*headers, (b"content-encoding", coding)] if coding else headers)
+    tap = Tap(dict([*headers, (b"content-encoding", coding)] if coding else headers))
     for piece in pieces:
         tap.hear(piece)
     return tap.told(complete=complete)
@@ -478,7 +478,7 @@ def held(tap: Tap) -> int:
 @pytest.mark.parametrize("size", [1, 1000, TAIL + 1, 10_000_000])
 @pytest.mark.parametrize("form", ["JSON", "SSE"])
 def test_what_is_held_does_not_grow_with_the_answer(form: str, size: int) -> None:
-    tap = Tap([CHUNKED, (b"content-type", FORMS[form][0])])
+    tap = Tap(dict([CHUNKED, (b"content-type", FORMS[form][0])]))
     line = b"data: " + b"x" * 300 + b"\n\n"
     body = line * (300 if size == 1 else 30_000)
     most = 0
@@ -529,10 +529,23 @@ def test_nothing_may_follow_the_end_of_the_coded_bytes(encoding: str) -> None:
     ],
 )
 def test_other_answers_are_not_listened_to(headers: Pairs) -> None:
-    tap = Tap([CHUNKED, *headers])
+    tap = Tap(dict([CHUNKED, *headers]))
     tap.hear(as_json(SHAPES["response"][0]))
     assert held(tap) < 1000
     assert tap.told(complete=True) == UNKNOWN
+
+
+@pytest.mark.parametrize("count", [-1, 10**9, 10**400, True, 1.5, "1", None, {}, [1]])
+def test_what_is_no_count_of_tokens_is_left_out(count: Any) -> None:
+    details = {"cached_tokens": count, "audio_tokens": 3}
+    said = {"input_tokens": count, "output_tokens": 7, "input_tokens_details": details, "other": 1}
+    assert usage_of(said) == {"output": 7, "input_audio": 3}
+    assert usage_of({"input_tokens": count, "input_tokens_details": count}) is None
+
+
+def test_every_kind_of_token_has_its_name() -> None:
+    seen = [usage_of(shape) for shape in (CHAT, RESPONSE, IMAGE, TRANSCRIPT)]
+    assert {kind for usage in seen for kind in usage or ()} | {"output_image"} == set(KINDS)
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd"])

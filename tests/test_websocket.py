@@ -227,7 +227,7 @@ async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_
             "close_code": 4000,
         },
         **{"messages_in": 1, "bytes_in": 3, "messages_out": 2, "bytes_out": len(done) + 5},
-        **{"tokens": {"input": 5, "cached": 0, "output": 2, "reasoning": 0, "total": 7}},
+        **{"tokens": {"input": 5, "output": 2, "total": 7}},
     }
     assert {fact: entry.get(fact) for fact in expected} == expected
 
@@ -359,7 +359,7 @@ async def test_a_fault_of_ours_closes_both_sides_with_1011_and_says_nothing_of_i
         raise RuntimeError("a secret")
 
     logging.getLogger("oxy").addHandler(caplog.handler)
-    monkeypatch.setattr("proxy.session.Usage.add", break_down)
+    monkeypatch.setattr("proxy.session.Session.learn", break_down)
     async with session(proxy, far) as (client, there):
         await there.send("anything")
         code, reason = await ended(client)
