@@ -17,7 +17,7 @@ import httpx
 from proxy.answer import PooledAnswer
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
-from proxy.headers import LOWER_CASE
+from proxy.headers import LOWER_CASE, in_lower_case
 
 HIGH_WATER = 256 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 MAX_HEAD = 128 * 1024  # bytes of an answer's head
@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._bodiless = method == "HEAD"
         self._in_head = True
         self._head_size = 0  # bytes of a head, or of trailers, that are not complete
+        self._large = False  # whether a head that is complete now may be too large
         self._pairs: Pairs = []
         self._framed = False  # whether a length or chunks say where the answer ends; else the connection does
         self._left = 0  # bytes of a body of known length that are still to come
@@ -219,6 +220,7 @@ class Connection(asyncio.Protocol):
         if self._left:
             self._take_rest(answer, data)
             return
+        self._large = self._head_size + len(data) > MAX_HEAD
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:  # Excess comes as the former
@@ -286,7 +288,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a field of the head; fields behind the body are trailers and end here."""
         if self._in_head:
-            self._pairs.append((LOWER_CASE[name], value.rstrip()))
+            self._pairs.append((LOWER_CASE.get(name) or in_lower_case(name), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Hand over the head, unless it is an interim one."""
@@ -298,7 +300,7 @@ class Connection(asyncio.Protocol):
             return
         self._in_head = False
         pairs = self._pairs
-        length, coding = examined(pairs)
+        length, coding = examined(pairs, large=self._large)
         answer: PooledAnswer = self._answer  # type: ignore[assignment]
         answer.headers = pairs
         answer.status = status
@@ -332,22 +334,21 @@ class Connection(asyncio.Protocol):
             self._answer.complete = True  # type: ignore[union-attr]
 
 
-def examined(pairs: Pairs) -> tuple[int | None, bool]:
-    """Return the stated length of an answer, if any, and whether it comes in chunks.
+def examined(pairs: Pairs, *, large: bool) -> tuple[int | None, bool]:
+    """Return the stated length of an answer, if any, and whether it comes in chunks. A `large` head may be too large.
 
     Raises `Excess` for any other coding: the field that names it is hop-by-hop, so that it could not be told to the
     client (RFC 9112 6.1).
     """
-    length, coded, size = None, False, 0
+    length, coded = None, False
     for name, value in pairs:
-        size += len(name) + len(value)
         if name == b"content-length":
             length = int(value)
         elif name == b"transfer-encoding":
             if coded or value.lower() != b"chunked":
                 raise Excess("A transfer coding other than chunked")
             coded = True
-    if size > MAX_HEAD or len(pairs) > MAX_FIELDS:
+    if len(pairs) > MAX_FIELDS or (large and sum(len(name) + len(value) for name, value in pairs) > MAX_HEAD):
         raise Excess("The head is too large")
     return length, coded
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp, Message, Scope
 
 from proxy.errors import Pairs
-from proxy.headers import first
+from proxy.headers import first, has_any
 
 LAST_CHUNK = b"0\r\n\r\n"
 SMALL = 4 * 1024  # bytes that are copied sooner than handed on in three pieces
@@ -182,8 +182,7 @@ class Cycle:
 
     def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
         lines = [STATUS_LINES[status], *map(COLON.join, headers)]
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines):
+        if has_any(b"".join(lines), b"\n", b"\r"):
             raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
         framing = b""
         self._left = 0
@@ -200,7 +199,7 @@ class Cycle:
             self._expects_100 = False
             self.last = self.last or self.more
         self.started = True
-        self._held = head + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
+        self._held = b"\r\n".join(lines) + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
         if not hold:
             self._say()
 

@@ -15,6 +15,7 @@ from proxy.connection import Connection
 from proxy.dial import dial
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
+from proxy.headers import has_any
 
 SMALL = 64 * 1024  # a body whose stated length is no more goes out together with the head
 IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
@@ -203,10 +204,10 @@ class Pool:
 def head_of(method: str, target: bytes, headers: Pairs) -> bytes:
     """Return a request's head as bytes. Raises `httpx.LocalProtocolError` if it would be read as something else."""
     start = b"%b %b HTTP/1.1" % (method.encode(), target)
-    head = b"\r\n".join([start, *map(b": ".join, headers), b"", b""])
+    lines = [start, *map(b": ".join, headers), b"", b""]
     # RFC 9112 2.2, 3: whoever gets a line break or a space in here speaks in our name.
-    if head.count(b"\n") != len(headers) + 2 or head.count(b"\r") != len(headers) + 2 or b"\0" in head:
+    if has_any(b"".join(lines), b"\n", b"\r", b"\0"):
         raise httpx.LocalProtocolError("A line break or NUL in the request's head")
     if start.count(b" ") != 2 or not (start.isascii() and start.decode().isprintable()):
         raise httpx.LocalProtocolError("A space, a control character or one beyond ASCII in the request's target")
-    return head
+    return b"\r\n".join(lines)

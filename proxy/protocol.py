@@ -25,7 +25,7 @@ from proxy.cycle import COLON, STATUS_LINES, Cycle, Farewell, reset
 from proxy.errors import BadRequest, Failure, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.exchange import new_id
 from proxy.handshake import offers_websocket
-from proxy.headers import LOWER_CASE
+from proxy.headers import LOWER_CASE, in_lower_case
 from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
 from proxy.upgrade import WebSocketProtocol, opening
 
@@ -175,7 +175,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field; one behind the body is a trailer and ends here (RFC 9110 6.5.1)."""
         if self._in_head:
-            self._pairs.append((LOWER_CASE[name], value.rstrip()))
+            self._pairs.append((LOWER_CASE.get(name) or in_lower_case(name), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Start the exchange, or let it wait for the one before."""
@@ -186,7 +186,7 @@ class HttpProtocol(asyncio.Protocol):
         self._undone = 0
         self._deadline = None
         pairs, version = self._pairs, self._parser.get_http_version()
-        fields = dict(pairs[::-1])  # the first of several
+        fields = {name: value for name, value in reversed(pairs)}  # noqa: C416  the first of several; `dict` is slower
         examine(pairs, fields, version)
         if self._large:
             measure(self._target, pairs)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from proxy.errors import Failure, Pairs
 from proxy.exchange import Answer, Sink
-from proxy.headers import first
+from proxy.headers import first, has_any
 from proxy.whole import OF_THE_BYTES, WINDOW, Retold, expanded, gathered
 
 SHORTEST = 8  # bytes of a key that is looked for; a shorter one stands in too many words
@@ -35,9 +35,8 @@ class Veil:
     def over_head(self, headers: Pairs) -> Pairs:
         """Return the fields of an answer, masked where they hold a secret."""
         values = b"\n".join([value for _, value in headers])
-        for secret in self.secrets:
-            if secret in values:
-                return [(name, self.mask(value)) for name, value in headers]
+        if has_any(values, *self.secrets):
+            return [(name, self.mask(value)) for name, value in headers]
         return headers
 
     async def over_body(self, answer: Answer) -> Answer:
