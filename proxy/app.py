@@ -12,6 +12,7 @@ from proxy import pages
 from proxy.access import Access
 from proxy.cors import Cors
 from proxy.gateway import Gateway
+from proxy.plain import Plain
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.upstream import Upstream
@@ -48,10 +49,15 @@ def spare_the_collector() -> None:
 
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
-    """Return the ASGI application for these settings.
+    """Return the application for these settings, for any ASGI server.
 
     `transport` is used instead of our own. Nothing is read, resolved or opened before the first request.
     """
+    return Plain(relay_app(settings, transport))
+
+
+def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
+    """Return the same for our own server protocol, which says more than ASGI does (see `downstream`)."""
     upstream = Upstream(settings, transport)
 
     @asynccontextmanager

@@ -10,9 +10,9 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from proxy import __version__
-from proxy.app import create_app
-from proxy.protocol import HttpProtocol
+from proxy import __version__, native
+from proxy.app import create_app, relay_app
+from proxy.request import MAX_HEAD, MAX_TARGET
 from proxy.settings import Settings
 
 BACKLOG = 2048
@@ -49,12 +49,24 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def protocol_class() -> type[asyncio.Protocol]:
+    """Return what speaks with clients: our own protocol, or uvicorn's in Python where httptools is missing."""
+    if native.has_llhttp():
+        from proxy.protocol import HttpProtocol
+
+        return HttpProtocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    return H11Protocol
+
+
 def configure(settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for an application with these settings."""
     return uvicorn.Config(
-        partial(create_app, settings),
+        partial(relay_app if native.has_llhttp() else create_app, settings),
         factory=True,
-        http=HttpProtocol,
+        http=protocol_class(),
+        h11_max_incomplete_event_size=MAX_TARGET + MAX_HEAD,
         ws="none",
         lifespan="on",
         workers=settings.workers,

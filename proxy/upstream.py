@@ -18,7 +18,6 @@ import httpx
 from proxy.dial import Resuming
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Call, Sink, Timeouts
-from proxy.pool import Pool
 from proxy.settings import Settings
 from proxy.values import Target
 
@@ -103,6 +102,8 @@ def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank
     if transport is not None:
         return ThroughHttpx(target, transport)
     if settings.way == "fast":
+        from proxy.pool import Pool  # it takes httptools, which is not everywhere
+
         return Pool(target.host, target.port, tls=trust(target) if target.scheme == "https" else None)
     transport = httpx.AsyncHTTPTransport(
         verify=trust(target),

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
+from proxy import native
+
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -158,6 +160,8 @@ def forwarded(text: str) -> Forwarded:
 def transport(text: str) -> Transport:
     """Read which way calls take upstream."""
     match text.lower():
+        case "fast" if not native.has_llhttp():
+            raise ValueError("fast takes one more package: pip install httptools")
         case "auto" | "fast" | "httpx" as word:
             return word
         case _:

@@ -57,9 +57,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
-    """Serve these settings in this loop, with the configuration that the command line uses."""
-    config = configure(settings)
+async def running(settings: Settings, config: uvicorn.Config | None = None) -> AsyncIterator[Running]:
+    """Serve these settings in this loop, with the configuration that the command line uses, or another."""
+    config = config or configure(settings)
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
     lifespan = config.lifespan_class(config)
@@ -106,10 +106,20 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield listening
 
 
-@pytest.fixture(params=["fast", "httpx"])
-def way(request: pytest.FixtureRequest) -> str:
-    """Each way that calls can take upstream; whoever looks from outside must not be able to tell them apart."""
-    return str(request.param)
+@pytest.fixture(params=["fast", "httpx", "pure"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way that calls can take; whoever looks from outside must not be able to tell them apart.
+
+    `pure` is that of a Python without httptools, on both banks.
+    """
+    if request.param != "pure":
+        return str(request.param)
+    monkeypatch.setattr("proxy.native.has_llhttp", lambda: False)
+    return "auto"
+
+
+# For what no other server than ours does: see "Any ASGI server" in docs/deployment.md.
+our_protocol = pytest.mark.parametrize("way", ["fast", "httpx"], indirect=True)
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ MOST_LINES_OF_A_FUNCTION = 50
 # Lowest first. A room imports from floors below its own, and never from its own: what two of them need belongs below.
 FLOORS = (
     ("the version", "__init__"),
-    ("ground: what can go wrong", "errors"),
+    ("ground: what can go wrong, what is missing", "errors native"),
     ("ground: nouns and rules", "exchange headers values"),
     ("ground: choices", "settings"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
     ("the wire: one connection", "connection protocol"),
     ("the wire: all connections", "pool"),
-    ("rooms", "access cors downstream endpoints transport upstream"),
+    ("rooms", "access cors downstream endpoints plain transport upstream"),
     ("which request becomes which call", "routes"),
     ("the life of an exchange", "gateway"),
     ("pages of our own", "pages"),
@@ -38,18 +38,18 @@ ALONE = "demo"
 # Whoever is not named here lives on the standard library.
 DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
-    "httptools": ("connection protocol", "parses answers and requests"),
+    "httptools": ("connection native protocol", "parses answers and requests; native asks whether it is here"),
     "httpx": (
         "connection pool transport upstream app",
         "the way upstream; app names the type of a transport and no more",
     ),
     "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
     "starlette": (
-        "cycle protocol cors downstream gateway pages app demo",
+        "cycle protocol cors downstream gateway pages plain app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
-TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway"}  # the hot path is plain ASGI
+TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway plain"}  # the hot path is plain ASGI
 
 # One reason to exist, and left whole.
 LONGER = {"connection": (370, "the states of a connection"), "protocol": (420, "the states of a connection")}

@@ -22,7 +22,7 @@ from proxy.exchange import Call
 from proxy.headers import Crossing, inbound, outbound
 from proxy.settings import load
 from proxy.upstream import Upstream as FarBank
-from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, our_protocol, running
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
 
 settings.register_profile(
@@ -384,6 +384,7 @@ async def test_another_spelling_of_a_page_of_ours_is_relayed(client: Peer, upstr
     assert [heard.target for heard in upstream.heard] == [target]
 
 
+@our_protocol
 async def test_a_target_in_absolute_form_keeps_its_empty_query(client: Peer, upstream: Upstream) -> None:
     upstream.says(answer())
     await client.say(request("GET", b"http://proxy.example/v1/models?"))
@@ -469,6 +470,7 @@ async def test_a_client_of_http_1_0_hears_no_chunks(client: Peer, upstream: Upst
     assert (back.get(b"transfer-encoding"), back.body) == (None, b"abcdef")
 
 
+@our_protocol
 async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(
     client: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,6 +491,7 @@ async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(
     ],
     ids=["no body", "length", "chunks"],
 )
+@our_protocol
 async def test_a_head_that_began_together_with_another_request_is_not_waited_for_either(
     client: Peer, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, whole: bytes
 ) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import Running, Start
+from tests.conftest import Running, Start, our_protocol
 from tests.peers import Peer, Upstream, answer, chunked, request
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -37,7 +37,6 @@ async def test_a_request_and_its_answer_cross_unchanged(client: Peer, upstream: 
     ("said", "heard"),
     [
         (b"/v1/models", b"/v1/models"),
-        (b"/v1/models?", b"/v1/models?"),
         (b"//twice//v1//models", b"//twice//v1//models"),
         (b"/v1/a%2Fb/../c/./%2e%2E?x=%00", b"/v1/a%2Fb/../c/./%2e%2E?x=%00"),
         (b"/v1/models?a=1&a=&;b=+%20&&?=/", b"/v1/models?a=1&a=&;b=+%20&&?=/"),
@@ -54,6 +53,14 @@ async def test_a_target_goes_on_as_it_came(client: Peer, upstream: Upstream, sai
     await client.say(request(target=said))
     await client.hear()
     assert upstream.heard[0].target == heard
+
+
+@our_protocol
+async def test_an_empty_query_goes_on(client: Peer, upstream: Upstream) -> None:
+    upstream.says(answer())
+    await client.say(request(target=b"/v1/models?"))
+    await client.hear()
+    assert upstream.heard[0].target == b"/v1/models?"
 
 
 async def test_a_question_about_the_server_as_a_whole_goes_on(start: Start, upstream: Upstream) -> None:
@@ -148,7 +155,6 @@ async def test_interim_answers_end_here(client: Peer, upstream: Upstream) -> Non
     ("method", "said"),
     [
         ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"),
-        ("HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
         ("DELETE", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 12\r\n\r\n"),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"),
@@ -164,6 +170,13 @@ async def test_answers_without_a_body_keep_their_length_and_the_connection(
         assert back.get(b"content-length") == (b"12" if b"12" in said else None)
         assert back.get(b"transfer-encoding") is None
     assert upstream.accepted == 1
+
+
+@our_protocol
+async def test_an_answer_to_head_announces_no_chunks(client: Peer, upstream: Upstream) -> None:
+    upstream.says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await client.say(request("HEAD"))
+    assert (await client.hear(bodiless=True)).get(b"transfer-encoding") is None
 
 
 async def test_a_body_that_lasts_until_the_upstream_closes_is_relayed(client: Peer, upstream: Upstream) -> None:
