@@ -51,7 +51,8 @@ def build(dist: Path) -> None:
     buildapi.build_sdist(str(dist))
     wheels = fetch()
     plain = [path for path in wheels if path.name.endswith("-none-any.whl")]
-    oxy = unpack([wheel, *plain])
+    # In a zip Python looks for bytecode beside the source, and takes the source where it is another version's.
+    oxy = with_bytecode(unpack([wheel, *plain]), "-b")
     pack(dist / f"oxy-{__version__}.pyz", {**oxy, "__main__.py": MAIN}, epoch, shebang=b"#!/usr/bin/env python3\n")
     function = with_bytecode(unpack([wheel, *wheels]))
     for name, (bootstrap, prefix) in FUNCTIONS.items():
@@ -100,14 +101,14 @@ def unpack(wheels: list[Path]) -> Tree:
     return tree
 
 
-def with_bytecode(tree: Tree) -> Tree:
-    """Return the tree with its modules compiled: a function's folder cannot be written to, or not in time.
+def with_bytecode(tree: Tree, *options: str) -> Tree:
+    """Return the tree with its modules compiled: neither a zip nor a function's folder is written to at the start.
 
-    Bytecode is for one version of Python. Where the functions' own is not at hand, they start more slowly.
+    Bytecode is for one version of Python. Where the functions' own is not at hand, all starts are slower.
     """
     python = function_python()
     if python is None:
-        print(f"no python{FUNCTION_PYTHON} here: the functions are built without bytecode, and start more slowly")
+        print(f"no python{FUNCTION_PYTHON} here: built without bytecode, the one file and the functions start slowly")
         return tree
     with tempfile.TemporaryDirectory() as folder:
         for name, content in tree.items():
@@ -115,8 +116,8 @@ def with_bytecode(tree: Tree) -> Tree:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         # Sets are stored in the order of their hashes; that of strings is another in each process, unless it is told.
-        compiling = [python, "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash", "-s", folder, folder]
-        subprocess.run(compiling, env={**os.environ, "PYTHONHASHSEED": "0"}, check=True)
+        compiling = [python, "-m", "compileall", *options, "-qq", "--invalidation-mode", "unchecked-hash"]
+        subprocess.run([*compiling, "-s", folder, folder], env={**os.environ, "PYTHONHASHSEED": "0"}, check=True)
         compiled = {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*.pyc")}
     return tree | compiled
 

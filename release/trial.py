@@ -1,5 +1,6 @@
 """What it takes to try an artefact: an upstream that holds its second event back, and a process that is watched."""
 
+import json
 import os
 import signal
 import socket
@@ -75,14 +76,21 @@ class Process:
         """The libraries that it has mapped; Linux alone tells."""
         return Path(f"/proc/{self._process.pid}/maps").read_text()
 
-    def up(self) -> float:
-        """Wait for its first answer; return the seconds from the start to there."""
+    def up(self) -> None:
+        """Wait until it answers that it is alive."""
+        answer = self._persist("GET", "/health")
+        assert (answer.status, json.loads(answer.read())["status"]) == (200, "ok")
+
+    def first_answer(self) -> float:
+        """Wait for the end of a relayed answer; return the seconds from the start to there."""
+        answer = self._persist("POST", "/v1/chat/completions", b"{}")
+        assert answer.read() == b"".join(EVENTS)
+        return time.perf_counter() - self._began
+
+    def _persist(self, method: str, path: str, body: bytes | None = None) -> HTTPResponse:
         while True:
             try:
-                answer = self.ask("GET", "/health")
-                answer.read()
-                assert answer.status == 200
-                return time.perf_counter() - self._began
+                return self.ask(method, path, body)
             except ConnectionError:
                 assert self._process.poll() is None, self.log
                 assert time.perf_counter() - self._began < PATIENCE, self.log
