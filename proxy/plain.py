@@ -2,7 +2,7 @@
 
 It serves where httptools is missing, and the server speaks to clients by h11, and where `create_app` is handed to a
 server of somebody else's. That server has to tell `raw_path`. What it has got wrong in a request is put right or
-refused here as far as it can still be seen; docs/deployment.md names what cannot.
+refused here as far as it can still be seen; docs/one-file.md names what cannot.
 """
 
 import asyncio

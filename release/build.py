@@ -25,8 +25,9 @@ ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "requirements" / "run.txt"
 Tree = dict[str, bytes]  # path within an archive -> content
 
-# Both clouds offer it: Tencent as the runtime Python 3.11, Alibaba as custom.debian12. Their glibc is 2.17 or newer.
-FUNCTION_PYTHON = "3.11"
+# What the clouds have: Tencent 3.11, Alibaba 3.11 in custom.debian12 and 3.12 in custom.debian11. Compiled parts and
+# bytecode of several versions lie side by side, each under a name of its own. Their glibc is 2.17 or newer.
+FUNCTION_PYTHONS = ("3.11", "3.12")
 FUNCTION_PLATFORM = "manylinux2014_x86_64"
 # name of the function -> the file that its platform starts, and the prefix of the headers that the platform adds
 FUNCTIONS = {"tencent-scf": ("scf_bootstrap", "X-SCF"), "aliyun-fc": ("bootstrap", "X-FC")}
@@ -52,9 +53,10 @@ def build(dist: Path) -> None:
     wheels = fetch()
     plain = [path for path in wheels if path.name.endswith("-none-any.whl")]
     # In a zip Python looks for bytecode beside the source, and takes the source where it is another version's.
-    oxy = with_bytecode(unpack([wheel, *plain]), "-b")
+    pythons = at_hand()
+    oxy = with_bytecode(unpack([wheel, *plain]), pythons[:1], "-b")
     pack(dist / f"oxy-{__version__}.pyz", {**oxy, "__main__.py": MAIN}, epoch, shebang=b"#!/usr/bin/env python3\n")
-    function = with_bytecode(unpack([wheel, *wheels]))
+    function = with_bytecode(unpack([wheel, *wheels]), pythons)
     for name, (bootstrap, prefix) in FUNCTIONS.items():
         start = (ROOT / "release" / "bootstrap").read_bytes().replace(b"@PREFIX@", prefix.encode())
         package = dist / f"oxy-{name}.zip"
@@ -76,18 +78,19 @@ def epoch_of_source() -> int:
 
 
 def fetch() -> list[Path]:
-    """Return the wheels of all that the proxy imports, for the functions' Python; pip holds them to their hashes.
+    """Return the wheels of all that the proxy imports, for the functions' Pythons; pip holds them to their hashes.
 
     They are downloaded once for each state of the lock file.
     """
-    wheels = ROOT / "build" / f"wheels-{sha256(LOCK)[:16]}"
+    wheels = ROOT / "build" / f"wheels-{sha256(LOCK)[:16]}-{'-'.join(FUNCTION_PYTHONS)}"
     if not wheels.exists():
         wheels.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheels.parent) as folder:
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
             what = ["--require-hashes", "--requirement", str(LOCK), "--only-binary", ":all:", "--dest", folder + "/all"]
-            where = ["--python-version", FUNCTION_PYTHON, "--platform", FUNCTION_PLATFORM]
-            subprocess.run([*pip, *what, *where], check=True)
+            for version in FUNCTION_PYTHONS:
+                where = ["--python-version", version, "--platform", FUNCTION_PLATFORM]
+                subprocess.run([*pip, *what, *where], check=True)
             Path(folder, "all").rename(wheels)
     return sorted(wheels.iterdir())
 
@@ -101,31 +104,38 @@ def unpack(wheels: list[Path]) -> Tree:
     return tree
 
 
-def with_bytecode(tree: Tree, *options: str) -> Tree:
-    """Return the tree with its modules compiled: neither a zip nor a function's folder is written to at the start.
+def at_hand() -> list[str]:
+    """Return those interpreters of the functions' versions that run here, our own first."""
+    found = [sys.executable] if version_of(sys.executable) in FUNCTION_PYTHONS else []
+    for version in FUNCTION_PYTHONS:
+        if version == version_of(sys.executable):
+            continue
+        if (python := shutil.which(f"python{version}")) and version_of(python) == version:
+            found.append(python)
+        else:
+            print(f"no python{version} here: without its bytecode, the functions start more slowly on it")
+    return found
 
-    Bytecode is for one version of Python. Where the functions' own is not at hand, all starts are slower.
-    """
-    python = function_python()
-    if python is None:
-        print(f"no python{FUNCTION_PYTHON} here: built without bytecode, the one file and the functions start slowly")
-        return tree
+
+def version_of(python: str) -> str:
+    """Return which Python that is, "" if it does not run."""
+    asking = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    return subprocess.run(asking, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def with_bytecode(tree: Tree, pythons: list[str], *options: str) -> Tree:
+    """Return the tree with its modules compiled: neither a zip nor a function's folder is written to at the start."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in tree.items():
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        # Sets are stored in the order of their hashes; that of strings is another in each process, unless it is told.
-        compiling = [python, "-m", "compileall", *options, "-qq", "--invalidation-mode", "unchecked-hash"]
-        subprocess.run([*compiling, "-s", folder, folder], env={**os.environ, "PYTHONHASHSEED": "0"}, check=True)
+        for python in pythons:
+            compiling = [python, "-m", "compileall", *options, "-qq", "--invalidation-mode", "unchecked-hash"]
+            # Sets are stored in the order of their hashes; that of strings differs between processes unless it is told.
+            subprocess.run([*compiling, "-s", folder, folder], env={**os.environ, "PYTHONHASHSEED": "0"}, check=True)
         compiled = {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*.pyc")}
     return tree | compiled
-
-
-def function_python() -> str | None:
-    """Return an interpreter of the functions' version, if there is one."""
-    ours = "{}.{}".format(*sys.version_info)
-    return sys.executable if ours == FUNCTION_PYTHON else shutil.which(f"python{FUNCTION_PYTHON}")
 
 
 def pack(path: Path, tree: Tree, epoch: int, *, executable: str = "", shebang: bytes = b"") -> None:

@@ -15,14 +15,14 @@ Json = dict[str, Any]
 
 def bom(application: Path, libraries: list[Path], epoch: int) -> Json:
     """Return the document for a wheel and those that it is shipped with, made at that time (seconds)."""
-    main, metadata = component(application, "application"), {path: metadata_of(path) for path in libraries}
-    components = [component(path, "library") for path in libraries]
+    main = component([application], "application")
+    components = [component(wheels, "library") for wheels in by_package(libraries)]
     refs = {normal(part["name"]): part["bom-ref"] for part in [main, *components]}
     graph = [
-        {"ref": refs[normal(about["Name"])], "dependsOn": sorted(refs[name] for name in wanted(about) if name in refs)}
-        for about in [metadata_of(application), *metadata.values()]
+        {"ref": ref_of(about), "dependsOn": sorted(refs[name] for name in wanted(about) if name in refs)}
+        for about in (metadata_of(wheels[0]) for wheels in [[application], *by_package(libraries)])
     ]
-    content = "".join(part["hashes"][0]["content"] for part in [main, *components])
+    content = "".join(held["content"] for part in [main, *components] for held in part["hashes"])
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -35,20 +35,31 @@ def bom(application: Path, libraries: list[Path], epoch: int) -> Json:
     }
 
 
-def component(wheel: Path, kind: str) -> Json:
-    """Return what the document says of one wheel."""
-    about = metadata_of(wheel)
-    name, version = about["Name"], about["Version"]
-    purl = f"pkg:pypi/{normal(name)}@{version}"
+def by_package(wheels: list[Path]) -> list[list[Path]]:
+    """Return the wheels of each package together: a compiled one has several, one for each Python."""
+    packages: dict[str, list[Path]] = {}
+    for wheel in wheels:
+        packages.setdefault(ref_of(metadata_of(wheel)), []).append(wheel)
+    return list(packages.values())
+
+
+def component(wheels: list[Path], kind: str) -> Json:
+    """Return what the document says of one package."""
+    about = metadata_of(wheels[0])
     return {
         "type": kind,
-        "bom-ref": purl,
-        "purl": purl,
-        "name": name,
-        "version": version,
+        "bom-ref": ref_of(about),
+        "purl": ref_of(about),
+        "name": about["Name"],
+        "version": about["Version"],
         "licenses": [licence(about)],
-        "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(wheel.read_bytes()).hexdigest()}],
+        "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(wheel.read_bytes()).hexdigest()} for wheel in wheels],
     }
+
+
+def ref_of(about: Message) -> str:
+    """Return the package URL of a version of a package."""
+    return f"pkg:pypi/{normal(about['Name'])}@{about['Version']}"
 
 
 def metadata_of(wheel: Path) -> Message:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
-from release.build import FUNCTIONS, MOST_BYTES, ROOT, epoch_of_source, fetch, function_python
-from release.trial import CLEAN, Upstream, started, tree, unzip
+from release.build import FUNCTION_PYTHONS, FUNCTIONS, MOST_BYTES, ROOT, epoch_of_source, fetch, version_of
+from release.trial import Upstream, started, tree, unzip
 
 VALIDATOR = ROOT / "release" / ".venv" / "bin" / "python"
 PYTHON = sys._base_executable  # type: ignore[attr-defined]  # not that of the virtual environment: no package is there
@@ -96,24 +96,38 @@ def test_the_bill_of_materials_is_valid_and_names_each_package_with_its_hash(dis
     )
     subprocess.run([VALIDATOR, "-c", validate], input=path.read_bytes(), check=True)
     components = json.loads(path.read_text())["components"]
-    hashes = {part["hashes"][0]["content"] for part in components}
+    hashes = {held["content"] for part in components for held in part["hashes"]}
     assert hashes == {hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in fetch()}
     assert {"starlette", "httpx", "uvicorn", *SPEEDUPS} < {part["name"] for part in components}
 
 
+def path_with(folder: Path, *programs: str) -> str:
+    """A PATH on which nothing else is."""
+    (folder / "bin").mkdir()
+    for program in programs:
+        (folder / "bin" / Path(program).name).symlink_to(shutil.which(program) or program)
+    return str(folder / "bin")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the clouds run Linux, and so does what is compiled for them")
+@pytest.mark.parametrize("version", FUNCTION_PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.name)
 def test_a_function_streams_and_keeps_the_platform_s_headers_to_itself(
-    dist: Path, tmp_path: Path, upstream: Upstream, platform: Platform
+    dist: Path, tmp_path: Path, upstream: Upstream, platform: Platform, version: str
 ) -> None:
-    if (python := function_python()) is None:
-        pytest.skip("there is no Python of the functions' version here")
-    path = f"{Path(PYTHON if python == sys.executable else python).parent}:{CLEAN['PATH']}"
+    python = PYTHON if version_of(PYTHON) == version else f"python{version}"
+    if version_of(shutil.which(python) or "false") != version:
+        pytest.skip(f"there is no python{version} here")
     package, folder = dist / f"oxy-{platform.name}.zip", tmp_path / "code"
     assert package.stat().st_size < MOST_BYTES
     unzip(package, folder)
     unpacked = tree(folder)
-    environ = {**platform.environ, "PATH": path, "OXY_HOST": platform.host, "OXY_TARGET": upstream.url}
+    environ = {
+        **platform.environ,
+        "PATH": path_with(tmp_path, "bash", "dirname", python),
+        "OXY_HOST": platform.host,
+        "OXY_TARGET": upstream.url,
+    }
     bootstrap, prefix = FUNCTIONS[platform.name]
     with started([str(folder / bootstrap)], tmp_path, environ, (platform.host, PORT)) as process:
         process.up()
@@ -128,10 +142,7 @@ def test_a_function_streams_and_keeps_the_platform_s_headers_to_itself(
 
 def test_a_function_without_its_python_says_so(dist: Path, tmp_path: Path) -> None:
     unzip(dist / "oxy-aliyun-fc.zip", tmp_path)
-    (tmp_path / "bin").mkdir()
-    for needed in ("bash", "dirname"):
-        (tmp_path / "bin" / needed).symlink_to(shutil.which(needed) or "")
-    environ = {"PATH": str(tmp_path / "bin")}
+    environ = {"PATH": path_with(tmp_path, "bash", "dirname")}
     ran = subprocess.run([tmp_path / "bootstrap"], env=environ, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
     assert "no Python 3.11 or newer here" in ran.stderr
@@ -218,7 +229,9 @@ def test_the_wheel_gives_the_command(dist: Path, tmp_path: Path, upstream: Upstr
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", f"{venv}/bin/python"]
     [wheel] = dist.glob("*.whl")
-    at_hand = ["--no-index", "--find-links", str(fetch()[0].parent)] if function_python() == sys.executable else []
+    at_hand = (
+        ["--no-index", "--find-links", str(fetch()[0].parent)] if version_of(sys.executable) in FUNCTION_PYTHONS else []
+    )
     subprocess.run([*pip, "install", *at_hand, str(wheel)], check=True, capture_output=True)
     with started([str(venv / "bin" / "oxy")], tmp_path, {"OXY_TARGET": upstream.url}) as process:
         process.up()

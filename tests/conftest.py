@@ -118,7 +118,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return "auto"
 
 
-# For what no other server than ours does: see "Any ASGI server" in docs/deployment.md.
+# For what no other server than ours does: see "Any ASGI server" in docs/one-file.md.
 our_protocol = pytest.mark.parametrize("way", ["fast", "httpx"], indirect=True)
 
 
