@@ -42,9 +42,7 @@ def complete(scope: Scope) -> Scope:
     """Return the scope with `fields`, and `target` in origin form. Raises `Failure` for what is malformed."""
     pairs = scope["headers"]
     fields = dict(pairs[::-1])  # the first of several
-    target = scope["raw_path"].removeprefix(scope.get("root_path", "").encode())
-    if scope["query_string"]:
-        target += b"?" + scope["query_string"]
+    target = scope["target"] if "target" in scope else rebuilt(scope)
     if scope["method"] == "CONNECT":
         raise BadRequest("A tunnel is nothing to relay")
     if b"content-length" in fields and b"transfer-encoding" in fields:
@@ -54,6 +52,12 @@ def complete(scope: Scope) -> Scope:
     target = origin_form(target)
     path, _, query = target.partition(b"?")
     return {**scope, "raw_path": path, "query_string": query, "fields": fields, "target": target}
+
+
+def rebuilt(scope: Scope) -> bytes:
+    """Return the target of a request from what ASGI tells of it, less the path under which we are mounted."""
+    path: bytes = scope["raw_path"].removeprefix(scope.get("root_path", "").encode())
+    return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
 async def refuse(failure: Failure, send: Send) -> None:

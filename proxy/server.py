@@ -12,7 +12,6 @@ from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__, native
 from proxy.app import create_app, relay_app
-from proxy.request import MAX_HEAD, MAX_TARGET
 from proxy.settings import Settings
 
 BACKLOG = 2048
@@ -50,14 +49,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def protocol_class() -> type[asyncio.Protocol]:
-    """Return what speaks with clients: our own protocol, or uvicorn's in Python where httptools is missing."""
+    """Return what speaks with clients: our own protocol, or one in Python where httptools is missing."""
     if native.has_llhttp():
         from proxy.protocol import HttpProtocol
 
         return HttpProtocol
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from proxy.pure import PureProtocol
 
-    return H11Protocol
+    return PureProtocol
 
 
 def configure(settings: Settings) -> uvicorn.Config:
@@ -66,7 +65,6 @@ def configure(settings: Settings) -> uvicorn.Config:
         partial(relay_app if native.has_llhttp() else create_app, settings),
         factory=True,
         http=protocol_class(),
-        h11_max_incomplete_event_size=MAX_TARGET + MAX_HEAD,
         ws="none",
         lifespan="on",
         workers=settings.workers,

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -106,16 +106,23 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield listening
 
 
-@pytest.fixture(params=["fast", "httpx", "pure"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each way that calls can take; whoever looks from outside must not be able to tell them apart.
+WAYS = ["fast", "httpx", "pure"]
 
-    `pure` is that of a Python without httptools, on both banks.
-    """
-    if request.param != "pure":
-        return str(request.param)
-    monkeypatch.setattr("proxy.native.has_llhttp", lambda: False)
-    return "auto"
+
+@contextmanager
+def going(way: str) -> Iterator[str]:
+    """Let calls take that way from here on, and yield its setting. `pure`: as in a Python without httptools."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "pure":
+            patch.setattr("proxy.native.has_llhttp", lambda: False)
+        yield "auto" if way == "pure" else way
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each way that calls can take; whoever looks from outside must not be able to tell them apart."""
+    with going(request.param) as setting:
+        yield setting
 
 
 # For what no other server than ours does: see "Any ASGI server" in docs/one-file.md.

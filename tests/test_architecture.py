@@ -22,7 +22,7 @@ FLOORS = (
     ("ground: nouns and rules", "exchange headers values"),
     ("ground: choices", "settings"),
     ("the wire: parts of its two ends", "answer cycle dial request"),
-    ("the wire: one connection", "connection protocol"),
+    ("the wire: one connection", "connection protocol pure"),
     ("the wire: all connections", "pool"),
     ("rooms", "access cors downstream endpoints plain transport upstream"),
     ("which request becomes which call", "routes"),
@@ -39,17 +39,21 @@ ALONE = "demo"
 DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
     "httptools": ("connection native protocol", "parses answers and requests; native asks whether it is here"),
+    "h11": ("pure", "parses requests where httptools is missing"),
     "httpx": (
         "connection pool transport upstream app",
         "the way upstream; app names the type of a transport and no more",
     ),
-    "uvicorn": ("server protocol demo", "serves; protocol stands in for its own; the demo has a server to itself"),
+    "uvicorn": (
+        "server protocol pure demo",
+        "serves; pure adds to its protocol, ours takes its place; the demo has one to itself",
+    ),
     "starlette": (
-        "cycle protocol cors downstream gateway pages plain app demo",
+        "cycle protocol cors downstream gateway pages plain pure app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
-TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway plain"}  # the hot path is plain ASGI
+TYPES_ONLY = {"starlette": "cycle protocol cors downstream gateway plain pure"}  # the hot path is plain ASGI
 
 # One reason to exist, and left whole.
 LONGER = {"connection": (370, "the states of a connection"), "protocol": (420, "the states of a connection")}
@@ -58,6 +62,7 @@ WITHOUT_A_TWIN = {
     "__init__": "it says which version it is, and nothing else",
     "__main__": "test_server starts it as people do",
     "errors": "facts: each is heard where it is raised, and test_readme holds the classes and the table together",
+    "pure": "every test that goes the way `pure` does so through it",
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
     "exchange": "nouns without behaviour",

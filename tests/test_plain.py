@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import Config, HTTPProtocolType
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from proxy.app import create_app
 from proxy.plain import Line, Plain
 from proxy.protocol import HttpProtocol
+from proxy.pure import PureProtocol
 from proxy.request import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from proxy.server import configure
 from tests.conftest import SettingsOf, running
@@ -120,7 +120,7 @@ async def test_what_is_no_http_request_passes_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("scope", "status"),
     [
-        (scope_of(method="CONNECT", raw_path=b"elsewhere.example:443"), 400),
+        (scope_of(method="CONNECT"), 400),
         (scope_of(raw_path=b"elsewhere.example/v1"), 400),
         (scope_of(http_version="2"), 400),
         (scope_of(headers=[]), 400),
@@ -172,13 +172,18 @@ async def test_a_body_arrives_as_it_comes_and_then_a_hang_up_is_waited_for() -> 
 
 
 async def test_a_request_without_a_body_has_an_empty_one() -> None:
-    heard = []
+    heard: list[Message] = []
+    waiting: list[asyncio.Future[Message]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         heard.append(await receive())
+        waiting.append(asyncio.ensure_future(receive()))
+        server.says.put_nowait(DISCONNECT)
+        await forever()
 
-    await Server(NO_BODY).serve(app, scope_of())
-    assert heard == [NO_BODY]
+    server = Server(NO_BODY)
+    await server.serve(app, scope_of())
+    assert [*heard, await waiting[0]] == [NO_BODY, DISCONNECT]
 
 
 @pytest.mark.parametrize(("scope", "says"), [(scope_of(), NO_BODY), (with_body(), END)], ids=["no body", "body"])
@@ -283,7 +288,7 @@ async def test_under_uvicorn_as_it_comes_it_streams_and_hears_a_hang_up(
         await there.closed()
 
 
-@pytest.mark.parametrize(("there", "protocol"), [(True, HttpProtocol), (False, H11Protocol)])
+@pytest.mark.parametrize(("there", "protocol"), [(True, HttpProtocol), (False, PureProtocol)])
 def test_our_protocol_serves_where_httptools_is(
     monkeypatch: pytest.MonkeyPatch, settings_of: SettingsOf, there: bool, protocol: type
 ) -> None:
