@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import Config, HTTPProtocolType
+from uvicorn.server import ServerState
 
 from proxy.app import create_app
 from proxy.plain import Line, Plain
@@ -289,11 +290,12 @@ async def test_under_uvicorn_as_it_comes_it_streams_and_hears_a_hang_up(
 
 
 @pytest.mark.parametrize(("there", "protocol"), [(True, HttpProtocol), (False, PureProtocol)])
-def test_our_protocol_serves_where_httptools_is(
+async def test_our_protocol_serves_where_httptools_is(
     monkeypatch: pytest.MonkeyPatch, settings_of: SettingsOf, there: bool, protocol: type
 ) -> None:
     monkeypatch.setattr("proxy.native.has_llhttp", lambda: there)
     config = configure(settings_of())
     config.load()
-    assert config.http_protocol_class is protocol
+    made = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})  # type: ignore[call-arg]
+    assert isinstance(made, protocol)
     assert isinstance(config.loaded_app, Plain) is not there
