@@ -105,7 +105,7 @@ class Process:
     def stream(self, upstream: Upstream, **headers: str) -> None:
         """Stream an answer through it: its first event has to arrive while the upstream holds back the second."""
         answer = self.ask("POST", "/v1/chat/completions?a=%2F", b"{}", **headers)
-        assert answer.status == 200, answer.read()
+        assert answer.status == 200, self.log
         assert answer.read1() == EVENTS[0]
         upstream.arrived.set()
         assert answer.read() == EVENTS[1]
