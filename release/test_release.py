@@ -103,6 +103,8 @@ def test_the_bill_of_materials_is_valid_and_names_each_package_with_its_hash(dis
 
 def interpreter(version: str) -> str | None:
     """The Python of that version itself, not what stands in for it in a version manager or a virtual environment."""
+    if version_of(PYTHON) == version:
+        return PYTHON
     asking = [shutil.which(f"python{version}") or "false", "-c", "import sys; print(sys._base_executable)"]
     found = subprocess.run(asking, capture_output=True, text=True, check=False).stdout.strip()
     return found or None
