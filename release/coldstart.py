@@ -15,7 +15,7 @@ from proxy import __version__
 from release.build import FUNCTIONS, ROOT, fetch
 from release.trial import CLEAN, Upstream, started, unzip
 
-PYTHON = sys._base_executable  # type: ignore[attr-defined]  # not that of the virtual environment
+PYTHON: str = sys._base_executable  # type: ignore[attr-defined]  # not that of the virtual environment
 
 
 def commands(folder: Path) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from release.build import FUNCTION_PYTHONS, FUNCTIONS, MOST_BYTES, ROOT, epoch_o
 from release.trial import Upstream, started, tree, unzip
 
 VALIDATOR = ROOT / "release" / ".venv" / "bin" / "python"
-PYTHON = sys._base_executable  # type: ignore[attr-defined]  # not that of the virtual environment: no package is there
+PYTHON: str = sys._base_executable  # type: ignore[attr-defined]  # not that of the virtual environment: no package is there
 VERSIONS = [f"3.{minor}" for minor in range(11, 20)]
 ALONE = ["-I", "-S"]  # no environment, no folder of the user's, no site-packages
 SPEEDUPS = ("httptools", "uvloop")
