@@ -14,10 +14,9 @@ from proxy.answer import PooledAnswer
 from proxy.connection import Connection
 from proxy.dial import dial
 from proxy.errors import Pairs
-from proxy.exchange import Body, Timeouts
+from proxy.exchange import IDEMPOTENT, Body, Timeouts
 
 SMALL = 64 * 1024  # a body whose stated length is no more goes out together with the head
-IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
 
 
 class Pool:
@@ -59,6 +58,11 @@ class Pool:
     def idle(self) -> int:
         """How many connections are open and unused."""
         return len(self._idle)
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are open, and how many of them are idle."""
+        return len(self._open), len(self._idle)
 
     async def open(
         self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts

@@ -7,6 +7,7 @@ import asyncio
 import os
 import string
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -22,7 +23,17 @@ from proxy.exchange import Call, Exchange
 from proxy.headers import Crossing, inbound, outbound
 from proxy.settings import load
 from proxy.upstream import Upstream as FarBank
-from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, running
+from tests.conftest import (
+    CLIENT_KEY,
+    SWAP,
+    UPSTREAM_KEY,
+    WAYS,
+    Running,
+    Start,
+    going,
+    our_protocol,
+    running,
+)
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
 
 settings.register_profile(
@@ -167,16 +178,18 @@ class Stage:
             await client.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["fast", "httpx"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS)
 async def stage(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     folder = tmp_path_factory.mktemp("nowhere")
     async with Upstream().listening() as upstream:
         upstream.says(answer())
-        target = {"OXY_TARGET": upstream.url, "OXY_TRANSPORT": request.param}
-        async with (
-            running(load(target, folder)) as transparent,
-            running(load({**target, **SWAP, **PREFIXES}, folder)) as swapping,
-        ):
+        async with AsyncExitStack() as proxies:
+            with going(request.param) as way:
+                target = {"OXY_TARGET": upstream.url, "OXY_TRANSPORT": way}
+                transparent, swapping = [
+                    await proxies.enter_async_context(running(load({**target, **environ}, folder)))
+                    for environ in ({}, {**SWAP, **PREFIXES})
+                ]
             yield Stage(upstream=upstream, transparent=transparent, swapping=swapping)
 
 
@@ -470,6 +483,7 @@ async def test_a_client_of_http_1_0_hears_no_chunks(client: Peer, upstream: Upst
     assert (back.get(b"transfer-encoding"), back.body) == (None, b"abcdef")
 
 
+@our_protocol
 async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(start: Start) -> None:
     async with start(PROXY_HEAD_TIMEOUT_MS="300") as proxy:
         client = await proxy.connect()
@@ -489,6 +503,7 @@ async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(start: 
     ],
     ids=["no body", "length", "chunks"],
 )
+@our_protocol
 async def test_a_head_that_began_together_with_another_request_is_not_waited_for_either(
     start: Start, upstream: Upstream, whole: bytes
 ) -> None:
