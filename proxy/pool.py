@@ -51,14 +51,6 @@ class Pool:
         busy = len(self._open) - len(self._idle)
         return f"<Pool {busy} busy, {len(self._idle)} idle, {self._dialling} dialling, {len(self._waiters)} waiting>"
 
-    def __len__(self) -> int:
-        return len(self._open)
-
-    @property
-    def idle(self) -> int:
-        """How many connections are open and unused."""
-        return len(self._idle)
-
     @property
     def connections(self) -> tuple[int, int]:
         """How many connections are open, and how many of them are idle."""

@@ -9,12 +9,12 @@ What it does that uvicorn's does not:
 """
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from proxy.cycle import refusal
@@ -134,8 +134,7 @@ class PureProtocol(H11Protocol):
         self._refuse(RequestTimeout("The head of the request took too long"))
 
     def _refuse(self, failure: Failure) -> None:
-        """Answer with a failure, unless an answer is under way, and close."""
-        cycle = cast("RequestResponseCycle | None", self.cycle)
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        """Answer with a failure, where an answer is still to come, and close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(refusal(failure))
         self.transport.close()

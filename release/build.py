@@ -7,6 +7,7 @@ Runs on the standard library, pip and flit_core; `make dist` sets them up.
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -31,6 +32,8 @@ FUNCTION_PYTHONS = ("3.11", "3.12")
 FUNCTION_PLATFORM = "manylinux2014_x86_64"
 # name of the function -> the file that its platform starts, and the prefix of the headers that the platform adds
 FUNCTIONS = {"tencent-scf": ("scf_bootstrap", "X-SCF"), "aliyun-fc": ("bootstrap", "X-FC")}
+# What the proxy does without where it is missing; in the one file it is.
+SPEEDUPS = ("httptools", "uvloop")
 MOST_BYTES = 20 * 1024 * 1024  # of a function's package
 
 # It has to be understood by the Python that is too old.
@@ -78,7 +81,7 @@ def epoch_of_source() -> int:
 
 
 def fetch() -> list[Path]:
-    """Return the wheels of all that the proxy imports, for the functions' Pythons; pip holds them to their hashes.
+    """Return the wheels of all that the proxy imports, for the functions' Pythons and for any; pip checks their hashes.
 
     They are downloaded once for each state of the lock file.
     """
@@ -86,13 +89,23 @@ def fetch() -> list[Path]:
     if not wheels.exists():
         wheels.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheels.parent) as folder:
-            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-            what = ["--require-hashes", "--requirement", str(LOCK), "--only-binary", ":all:", "--dest", folder + "/all"]
+            # Without the speed-ups all is to be had for any Python, websockets too, whose compiled part is a choice.
+            plain = Path(folder, "plain.txt")
+            plain.write_text(
+                re.sub(rf"^({'|'.join(SPEEDUPS)})==.*\n( .*\n)*", "", LOCK.read_text(), flags=re.MULTILINE)
+            )
+            download(plain, Path(folder, "all"), "--platform", "any", "--implementation", "py", "--abi", "none")
             for version in FUNCTION_PYTHONS:
-                where = ["--python-version", version, "--platform", FUNCTION_PLATFORM]
-                subprocess.run([*pip, *what, *where], check=True)
+                download(LOCK, Path(folder, "all"), "--platform", FUNCTION_PLATFORM, "--python-version", version)
             Path(folder, "all").rename(wheels)
     return sorted(wheels.iterdir())
+
+
+def download(lock: Path, folder: Path, *where: str) -> None:
+    """Have pip download the wheels of what is pinned, for a kind of machine."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    what = ["--require-hashes", "--requirement", str(lock), "--only-binary", ":all:", "--dest", str(folder)]
+    subprocess.run([*pip, *what, *where], check=True)
 
 
 def unpack(wheels: list[Path]) -> Tree:

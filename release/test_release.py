@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
-from release.build import FUNCTION_PYTHONS, FUNCTIONS, MOST_BYTES, ROOT, epoch_of_source, fetch, version_of
+from release.build import FUNCTION_PYTHONS, FUNCTIONS, MOST_BYTES, ROOT, SPEEDUPS, epoch_of_source, fetch, version_of
 from release.trial import Upstream, started, tree, unzip
 
 VALIDATOR = ROOT / "release" / ".venv" / "bin" / "python"
 PYTHON: str = sys._base_executable  # type: ignore[attr-defined]  # not that of the virtual environment: no package is there
 VERSIONS = [f"3.{minor}" for minor in range(11, 20)]
 ALONE = ["-I", "-S"]  # no environment, no folder of the user's, no site-packages
-SPEEDUPS = ("httptools", "uvloop")
 PORT = 9000  # the one that both clouds call
 FC = {
     "FC_FUNC_CODE_PATH": "/code",
@@ -131,14 +130,16 @@ def test_a_function_streams_and_keeps_the_platform_s_headers_to_itself(
     unzip(package, folder)
     unpacked = tree(folder)
     environ = {
+        "OXY_PORT": "",  # the bootstrap chooses
         **platform.environ,
         "PATH": path_with(tmp_path, bash="bash", dirname="dirname", **{f"python{version}": python}),
         "OXY_HOST": platform.host,
         "OXY_TARGET": upstream.url,
     }
     bootstrap, prefix = FUNCTIONS[platform.name]
-    with started([str(folder / bootstrap)], tmp_path, environ, (platform.host, PORT)) as process:
+    with started([str(folder / bootstrap)], tmp_path, environ) as process:
         process.up()
+        assert process.address == (platform.host, PORT)
         process.stream(upstream, Authorization="Bearer a-client-s", X_Other="goes on", **platform.headers)
         _, headers, _ = upstream.heard[0]
         assert not [name for name in headers if name.upper().startswith((prefix, "X-FORWARDED"))]

@@ -2,14 +2,15 @@
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from zipfile import ZipFile
 
 PATIENCE = 30.0  # seconds
 EVENTS = (b"data: one\n\n", b"data: two\n\n")
+LISTENS = re.compile(r"listens on http://([\d.]+):(\d+)")
 CLEAN = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -55,11 +57,10 @@ class Upstream:
 
 
 class Process:
-    """An artefact that was started, and listens on `address`."""
+    """An artefact that was started."""
 
-    def __init__(self, command: list[str], folder: Path, environ: dict[str, str], address: tuple[str, int]) -> None:
+    def __init__(self, command: list[str], folder: Path, environ: dict[str, str]) -> None:
         self._began = time.perf_counter()
-        self.address = address
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
         self._connections: list[HTTPConnection] = []
         self._process = subprocess.Popen(
@@ -76,25 +77,25 @@ class Process:
         """The libraries that it has mapped; Linux alone tells."""
         return Path(f"/proc/{self._process.pid}/maps").read_text()
 
+    @cached_property
+    def address(self) -> tuple[str, int]:
+        """Where it listens; it says so as soon as it does."""
+        while not (told := LISTENS.search(self.log)):
+            assert self._process.poll() is None, self.log
+            assert time.perf_counter() - self._began < PATIENCE, self.log
+            time.sleep(0.002)
+        return told[1], int(told[2])
+
     def up(self) -> None:
         """Wait until it answers that it is alive."""
-        answer = self._persist("GET", "/health")
+        answer = self.ask("GET", "/health")
         assert (answer.status, json.loads(answer.read())["status"]) == (200, "ok")
 
     def first_answer(self) -> float:
         """Wait for the end of a relayed answer; return the seconds from the start to there."""
-        answer = self._persist("POST", "/v1/chat/completions", b"{}")
+        answer = self.ask("POST", "/v1/chat/completions", b"{}")
         assert answer.read() == b"".join(EVENTS)
         return time.perf_counter() - self._began
-
-    def _persist(self, method: str, path: str, body: bytes | None = None) -> HTTPResponse:
-        while True:
-            try:
-                return self.ask(method, path, body)
-            except ConnectionError:
-                assert self._process.poll() is None, self.log
-                assert time.perf_counter() - self._began < PATIENCE, self.log
-                time.sleep(0.002)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> HTTPResponse:
         connection = HTTPConnection(*self.address, timeout=PATIENCE)
@@ -126,24 +127,13 @@ class Process:
 
 
 @contextmanager
-def started(
-    command: list[str], folder: Path, environ: dict[str, str], address: tuple[str, int] | None = None
-) -> Iterator[Process]:
-    """Start an artefact with this environment and no other, on a free port unless its address is known."""
-    if address is None:
-        address = ("127.0.0.1", free_port())
-        environ = {"OXY_HOST": address[0], "OXY_PORT": str(address[1]), **environ}
-    process = Process(command, folder, {**CLEAN, **environ}, address)
+def started(command: list[str], folder: Path, environ: dict[str, str]) -> Iterator[Process]:
+    """Start an artefact with this environment and no other, on a free port unless another is set."""
+    process = Process(command, folder, {**CLEAN, "OXY_HOST": "127.0.0.1", "OXY_PORT": "0", **environ})
     try:
         yield process
     finally:
         process.end()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -94,7 +94,6 @@ WITHOUT_A_TWIN = {
     "__main__": "test_server starts it as people do",
     "tables": "test_history writes them, test_recall reads them",
     "errors": "facts: each is heard where it is raised, and test_readme holds the classes and the table together",
-    "pure": "every test that goes the way `pure` does so through it",
     "routes": "what it makes of a request is heard on the wire: test_relay",
     "app": "wiring: every test on a socket goes through it",
     "counter": "what it makes of a request is heard on the wire: test_objects and test_forms",

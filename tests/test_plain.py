@@ -22,6 +22,7 @@ from proxy.request import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from proxy.server import configure
 from tests.conftest import SettingsOf, running
 from tests.peers import PATIENCE, Pairs, Peer, Upstream, chunked, request
+from tests.sockets import Far, ended, hear, session
 
 on_h11 = pytest.mark.parametrize("way", ["pure"], indirect=True)
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -287,6 +288,26 @@ async def test_under_uvicorn_as_it_comes_it_streams_and_hears_a_hang_up(
             assert await client.chunk() == event
         client.abort()
         await there.closed()
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+async def test_under_uvicorn_as_it_comes_a_session_passes_and_ends_with_its_client(
+    settings_of: SettingsOf, http: HTTPProtocolType
+) -> None:
+    async with Far().listening() as far:
+        settings = settings_of(OXY_TARGET=far.url)
+        config = Config(create_app(settings), http=http, ws="websockets-sansio", log_config=None)
+        async with (
+            running(settings, config=config) as proxy,
+            session(proxy, far, target="/v1/realtime?a=%2F") as (client, there),
+        ):
+            assert far.heard[0].path == "/v1/realtime?a=%2F"
+            await client.send("up")
+            assert await hear(there) == "up"
+            await there.send(b"down")
+            assert await hear(client) == b"down"
+            await client.close(4001, "enough")
+            assert await ended(there) == (4001, "enough")
 
 
 @pytest.mark.parametrize(("there", "protocol"), [(True, HttpProtocol), (False, PureProtocol)])

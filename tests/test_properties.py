@@ -31,10 +31,12 @@ from tests.conftest import (
     Running,
     Start,
     going,
-    our_protocol,
     running,
+    ways,
 )
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
+
+way = ways(*WAYS)
 
 settings.register_profile(
     "here",
@@ -483,7 +485,6 @@ async def test_a_client_of_http_1_0_hears_no_chunks(client: Peer, upstream: Upst
     assert (back.get(b"transfer-encoding"), back.body) == (None, b"abcdef")
 
 
-@our_protocol
 async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(start: Start) -> None:
     async with start(PROXY_HEAD_TIMEOUT_MS="300") as proxy:
         client = await proxy.connect()
@@ -503,7 +504,6 @@ async def test_a_head_that_comes_byte_by_byte_for_ever_is_not_waited_for(start: 
     ],
     ids=["no body", "length", "chunks"],
 )
-@our_protocol
 async def test_a_head_that_began_together_with_another_request_is_not_waited_for_either(
     start: Start, upstream: Upstream, whole: bytes
 ) -> None:
