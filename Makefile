@@ -56,7 +56,7 @@ dist: .venv/.run  ## build what is shipped into dist/: one file for any Python, 
 	@$(V)/python -m release.build
 
 dist-check: .venv/.dev release/.venv/.ready dist  ## build once more, compare, and try each file of dist/ in an empty folder
-	@$(V)/python -m pytest release -n $(JOBS) --timeout 120 $(ARGS)
+	@$(V)/python -m pytest release tests/test_deploy.py -n $(JOBS) --timeout 120 $(ARGS)
 
 audit: release/.venv/.ready  ## ask for known vulnerabilities of the pinned packages
 	@release/.venv/bin/python release/audit.py
