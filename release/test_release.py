@@ -7,19 +7,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection, serve
 
 from proxy import __version__
 from release.build import FUNCTION_PYTHONS, FUNCTIONS, MOST_BYTES, ROOT, SPEEDUPS, epoch_of_source, fetch, version_of
-from release.trial import Upstream, started, tree, unzip
+from release.trial import PATIENCE, Upstream, started, tree, unzip
 
 VALIDATOR = ROOT / "release" / ".venv" / "bin" / "python"
 PYTHON: str = sys._base_executable  # type: ignore[attr-defined]  # not that of the virtual environment: no package is there
 VERSIONS = [f"3.{minor}" for minor in range(11, 20)]
 ALONE = ["-I", "-S"]  # no environment, no folder of the user's, no site-packages
+TOKEN = "an-access-token-of-a-test"
 PORT = 9000  # the one that both clouds call
 FC = {
     "FC_FUNC_CODE_PATH": "/code",
@@ -169,16 +173,41 @@ def test_one_file_runs_on_any_python_without_a_package(
     if (python := interpreter(version)) is None:
         pytest.skip(f"there is no python{version} here")
     command = [python, *ALONE, pyz(dist, tmp_path)]
-    environ = {"OXY_TARGET": upstream.url, "OPENAI_API_KEY": "sk-up", "PROXY_X_API_KEY": "down"}
+    environ = {
+        "OXY_TARGET": upstream.url,
+        "OPENAI_API_KEY": "sk-up",
+        "PROXY_X_API_KEY": "down",
+        "ACCESS_TOKEN": TOKEN,
+    }
     with started(command, tmp_path, environ) as process:
         process.up()
         process.stream(upstream, Authorization="Bearer down")
         assert upstream.heard[0][1]["authorization"] == "Bearer sk-up"
         welcome = process.ask("GET", "/", Accept="text/html").read()
         assert b"Welcome to the OpenAI Reverse Proxy!" in welcome
+        for path, told in (("/log", b"/v1/chat/"), ("/metrics", b"oxy_exchanges_total{"), ("/debug/runtime", b"httpx")):
+            process.shows(told, path, Authorization=f"Bearer {TOKEN}", Accept="text/html")
         assert not any(name in process.loaded for name in SPEEDUPS)
         assert process.stop() == 0
         assert "Traceback" not in process.log
+
+
+def test_one_file_speaks_websocket(dist: Path, tmp_path: Path) -> None:
+    with serve(echo, "127.0.0.1", 0) as far, ThreadPoolExecutor() as pool:
+        pool.submit(far.serve_forever)
+        target = f"http://127.0.0.1:{far.socket.getsockname()[1]}"
+        with started([PYTHON, *ALONE, pyz(dist, tmp_path)], tmp_path, {"OXY_TARGET": target}) as process:
+            with connect("ws://{}:{}/v1/realtime".format(*process.address)) as client:
+                client.send("hello")
+                assert client.recv(PATIENCE) == "hello"
+            assert process.stop() == 0
+            assert '"route":"websocket"' in process.log
+        far.shutdown()
+
+
+def echo(session: ServerConnection) -> None:
+    for message in session:
+        session.send(message)
 
 
 def test_one_file_uses_the_speedups_that_are_installed_beside_it(

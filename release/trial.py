@@ -61,7 +61,8 @@ class Process:
 
     def __init__(self, command: list[str], folder: Path, environ: dict[str, str]) -> None:
         self._began = time.perf_counter()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
+        # Opened to append: who reads it must not move the place where the process writes.
+        self._errors = tempfile.NamedTemporaryFile("ab")  # noqa: SIM115  it lives as long as the process
         self._connections: list[HTTPConnection] = []
         self._process = subprocess.Popen(
             command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors
@@ -69,8 +70,7 @@ class Process:
 
     @property
     def log(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read().decode()
+        return Path(self._errors.name).read_text()
 
     @property
     def loaded(self) -> str:
@@ -112,6 +112,12 @@ class Process:
         assert answer.read() == EVENTS[1]
         path, _, body = upstream.heard[-1]
         assert (path, body) == ("/v1/chat/completions?a=%2F", b"{}")
+
+    def shows(self, told: bytes, path: str, **headers: str) -> None:
+        """Wait until a page says so: what exchanges leave behind is written soon after them."""
+        while told not in (page := self.ask("GET", path, None, **headers).read()):
+            assert time.perf_counter() - self._began < PATIENCE, page
+            time.sleep(0.1)
 
     def stop(self) -> int:
         """Tell it to stop; return its exit status."""
