@@ -33,7 +33,7 @@ class Plain:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request with what our own server would have said of it, or refuse it as that one would have."""
         if scope["type"] == "websocket" and "line" not in scope:
-            await self._app({**scope, **essence(scope), "line": Session()}, receive, send)
+            await self._app({"client": None, **scope, **essence(scope), "line": Session()}, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -61,7 +61,7 @@ def complete(scope: Scope) -> Scope:
     measure(target, pairs)
     target = origin_form(target)
     path, _, query = target.partition(b"?")
-    return {**scope, "raw_path": path, "query_string": query, "fields": fields, "target": target}
+    return {"client": None, **scope, "raw_path": path, "query_string": query, "fields": fields, "target": target}
 
 
 def essence(scope: Scope) -> Scope:

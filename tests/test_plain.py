@@ -93,6 +93,8 @@ async def test_the_exchange_is_told_what_our_own_server_would_tell_it() -> None:
     assert scopes[0]["target"] == b"/v1/%2F?a=%2B"
     assert scopes[0]["fields"] == {b"host": b"h", b"x-a": b"first"}
     assert scopes[0]["line"].gone is False
+    assert scopes[0]["line"].stopping is False
+    assert scopes[0]["client"] is None  # a server need not know it
 
 
 @pytest.mark.parametrize("query", [b"", b"a=b"])
