@@ -5,6 +5,7 @@
 The page cache is warm: what the disk of a platform takes to bring the files comes on top.
 """
 
+import resource
 import statistics
 import subprocess
 import sys
@@ -34,21 +35,31 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def measure(rounds: int) -> None:
-    """Print the median and the range for each artefact."""
+    """Print the median, the range and the CPU for each artefact."""
     upstream = Upstream()
     upstream.arrived.set()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ways = commands(folder)
         taken: dict[str, list[float]] = {way: [] for way in ways}
+        spent: dict[str, list[float]] = {way: [] for way in ways}
         environ = {"OXY_TARGET": upstream.url, "PATH": f"{Path(PYTHON).parent}:{CLEAN['PATH']}"}
         for _ in range(rounds):
             for way, command in ways.items():
+                before = cpu_of_children()
                 with started(command, folder, environ) as process:
                     taken[way].append(process.first_answer())
+                spent[way].append(cpu_of_children() - before)
     upstream.close()
     for way, times in taken.items():
-        print(f"{way:12} {statistics.median(times):.2f} s  ({min(times):.2f} to {max(times):.2f})")
+        cpu = statistics.median(spent[way])
+        print(f"{way:12} {statistics.median(times):.2f} s  ({min(times):.2f} to {max(times):.2f}), {cpu:.2f} s of CPU")
+
+
+def cpu_of_children() -> float:
+    """Return the seconds of CPU that all processes took which have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":
