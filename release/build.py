@@ -56,10 +56,9 @@ def build(dist: Path) -> None:
     wheels = fetch()
     plain = [path for path in wheels if path.name.endswith("-none-any.whl")]
     # In a zip Python looks for bytecode beside the source, and takes the source where it is another version's.
-    pythons = at_hand()
-    oxy = with_bytecode(unpack([wheel, *plain]), pythons[:1], "-b")
+    oxy = with_bytecode(unpack([wheel, *plain]), [sys.executable], "-b")
     pack(dist / f"oxy-{__version__}.pyz", {**oxy, "__main__.py": MAIN}, epoch, shebang=b"#!/usr/bin/env python3\n")
-    function = with_bytecode(unpack([wheel, *wheels]), pythons)
+    function = with_bytecode(unpack([wheel, *wheels]), at_hand())
     for name, (bootstrap, prefix) in FUNCTIONS.items():
         start = (ROOT / "release" / "bootstrap").read_bytes().replace(b"@PREFIX@", prefix.encode())
         package = dist / f"oxy-{name}.zip"
