@@ -5,7 +5,7 @@ JOBS   ?= auto
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run dev check browser fuzz soak bench format lock clean gone
+.PHONY: help demo run dev check browser fuzz soak bench dist dist-check audit format lock clean gone
 .NOTPARALLEL:
 
 V   := .venv/bin
@@ -14,8 +14,8 @@ PIP := $(V)/python -u -m pip --disable-pip-version-check
 
 help:  ## list the targets
 	@echo 'make TARGET [ARGS="--port 9000"]'
-	@sed -n 's/^\([a-z]*\):.*  ## /  \1	/p' Makefile
-	@echo 'ARGS is handed to oxy (demo, run, dev), pytest (check), fuzz, soak, bench/run.py or uv (lock). PYTHON=... chooses the interpreter of a new .venv.'
+	@sed -n 's/^\([a-z-]*\):.*  ## /  \1	/p' Makefile
+	@echo 'ARGS is handed to oxy (demo, run, dev), pytest (check, dist-check), fuzz, soak, bench/run.py or uv (lock). PYTHON=... chooses the interpreter of a new .venv.'
 
 # `exec` puts the proxy in the place of the recipe's shell: Ctrl-C and SIGTERM reach it, and its exit status is make's.
 
@@ -36,7 +36,7 @@ check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the
 	}; \
 	step format $(V)/ruff format --check .; \
 	step lint $(V)/ruff check .; \
-	step types $(V)/mypy --strict proxy tests; \
+	step types $(V)/mypy --strict proxy tests release; \
 	step tests $(V)/python -m pytest -n $(JOBS) --timeout 120 --cov --cov-report=term $(ARGS); \
 	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
 
@@ -52,6 +52,15 @@ soak: .venv/.dev  ## play 200 exchanges at once for a minute, with faults on bot
 bench: .venv/.run bench/.venv/.ready  ## measure the proxy beside others; ARGS=--list names them, ARGS=--quick is short
 	@exec $(V)/python bench/run.py $(ARGS)
 
+dist: .venv/.run  ## build what is shipped into dist/: one file for any Python, cloud functions, wheel, sdist, SBOM
+	@$(V)/python -m release.build
+
+dist-check: .venv/.dev release/.venv/.ready dist  ## build once more, compare, and try each file of dist/ in an empty folder
+	@$(V)/python -m pytest release tests/test_deploy.py -n $(JOBS) --timeout 120 $(ARGS)
+
+audit: release/.venv/.ready  ## ask for known vulnerabilities of the pinned packages
+	@release/.venv/bin/python release/audit.py
+
 format: .venv/.dev  ## format the code, sort its imports, apply ruff's safe fixes
 	@$(V)/ruff check --fix-only .
 	@$(V)/ruff format .
@@ -62,10 +71,11 @@ lock: .venv/.made  ## pin in requirements/ the newest versions that pyproject.to
 	@$(call compile,pyproject.toml --extra azure --constraints requirements/run.txt,azure)
 	@$(call compile,--group pyproject.toml:build,build)
 	@$(call compile,--group pyproject.toml:lock,lock)
+	@$(call compile,--group pyproject.toml:release,release)
 	@$(call compile,pyproject.toml --group dev --constraints requirements/run.txt,dev)
 
 clean:  ## remove what can be made again: .venv, caches, reports
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf .venv release/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	find . \( -name .git -o -name .venv -o -name node_modules \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Folders are watched, not files: many editors put a new file in the place of the old one, and a watch on that goes blind.
@@ -95,6 +105,12 @@ bench/.venv/.ready: .venv/.made bench/requirements.txt
 	@echo 'Installing bench/requirements.txt: a Go toolchain, about 70 MB'
 	@[ -e bench/.venv/bin/python ] || $(V)/python -m venv bench/.venv
 	@bench/.venv/bin/python -m pip --disable-pip-version-check install --progress-bar on -r bench/requirements.txt
+	@touch $@
+
+release/.venv/.ready: .venv/.made requirements/release.txt
+	@echo 'Installing requirements/release.txt'
+	@$(V)/python -m venv --clear --without-pip release/.venv
+	@$(PIP) --python release/.venv/bin/python install --quiet --require-hashes -r requirements/release.txt
 	@touch $@
 
 # A .venv whose interpreter is gone (a system upgrade) is made anew.

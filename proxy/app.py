@@ -20,6 +20,7 @@ from proxy.guard import Budget, Guard, share
 from proxy.include_usage import IncludeUsage
 from proxy.metrics import Reading
 from proxy.overview import InFlight
+from proxy.plain import Plain
 from proxy.probe import Probe
 from proxy.recall import Recall
 from proxy.routes import Relay, Route
@@ -120,10 +121,15 @@ def spare_the_collector() -> None:
 
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
-    """Return the ASGI application for these settings.
+    """Return the application for these settings, for any ASGI server.
 
     `transport` is used instead of our own. Nothing is read, resolved or opened before the first request.
     """
+    return Plain(relay_app(settings, transport))
+
+
+def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
+    """Return the same for our own server protocol, which says more than ASGI does (see `downstream`)."""
     veil = Veil(settings.secrets)
     upstream = Upstream(settings, transport, tell=veil.know)
     access = Access(settings)

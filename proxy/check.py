@@ -13,7 +13,7 @@ from typing import TextIO
 
 from proxy import __version__, values
 from proxy.access import Access
-from proxy.probes import Place, Step
+from proxy.probes import MODELS, Place, Step
 from proxy.redaction import Redaction
 from proxy.server import ALL_INTERFACES, CannotListen, listen, local_url, serving
 from proxy.settings import BadSettings, Settings
@@ -172,7 +172,14 @@ def places(settings: Settings, options: argparse.Namespace, served: str | None) 
 def at_target(settings: Settings) -> Place:
     """Return the target, with the key that calls show there."""
     signed = settings.mode in ("swap", "open")
-    return Place(settings, Access(settings).signature([]), key="OPENAI_API_KEY", signed=signed, ours=False)
+    return Place(
+        settings,
+        Access(settings).signature([]),
+        key="OPENAI_API_KEY",
+        signed=signed,
+        ours=False,
+        models=models(settings),
+    )
 
 
 def at_front(settings: Settings, front: Target) -> Place:
@@ -185,7 +192,14 @@ def at_front(settings: Settings, front: Target) -> Place:
         key="PROXY_X_API_KEY",
         signed=signed,
         ours=True,
+        models=models(settings),
     )
+
+
+def models(settings: Settings) -> bytes:
+    """Return the path at which a client finds the list of models."""
+    azure_s_own = settings.target.is_azure and settings.azure == "off" and not settings.target.path
+    return b"/openai/v1/models" if azure_s_own else MODELS
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
-from proxy.errors import Pairs
+from proxy.errors import Failure, Pairs
+from proxy.exchange import new_id
 from proxy.headers import first, has_any
 
 LAST_CHUNK = b"0\r\n\r\n"
@@ -29,6 +30,20 @@ STALL = 60.0  # seconds in which a client has to read something of what is left 
 LINGER = 2.0  # seconds for it to hang up then
 
 log = logging.getLogger("oxy")
+
+
+def refusal(failure: Failure) -> bytes:
+    """Return a whole answer that refuses what cannot be taken; the connection is to close behind it."""
+    request_id = new_id()
+    body = failure.body(request_id=request_id, incoming_id=None)
+    fields = (
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"x-proxy-request-id: %b" % request_id.encode(),
+        b"connection: close",
+        *map(COLON.join, failure.headers),
+    )
+    return b"\r\n".join([STATUS_LINES[failure.status], *fields, b"", body])
 
 
 class Line(Protocol):

@@ -10,6 +10,7 @@ from proxy.errors import Fields, Pairs, Result
 from proxy.usage import Usage
 
 TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
+IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
 
 
 def new_id() -> str:

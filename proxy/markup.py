@@ -2,10 +2,10 @@
 
 import hashlib
 import html
-from pathlib import Path
+from importlib.resources import files
 from string import Template
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = files("proxy") / "templates"  # it may lie in a zip
 ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "icon.svg": "image/svg+xml"}
 ASSETS_AT = "/log/"
 

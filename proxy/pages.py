@@ -3,7 +3,7 @@
 import html
 import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib.resources import files
 from string import Template
 
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from proxy.exchange import new_id
 from proxy.settings import Mode, Settings
 
 WELCOME = "Welcome to the OpenAI Reverse Proxy!"
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = files("proxy") / "templates"  # it may lie in a zip
 NO_STORE = {"cache-control": "no-store"}
 PAGE_HEADERS = {
     "vary": "Accept",

@@ -14,11 +14,10 @@ from proxy.answer import PooledAnswer
 from proxy.connection import Connection
 from proxy.dial import dial
 from proxy.errors import Pairs
-from proxy.exchange import Body, Timeouts
+from proxy.exchange import IDEMPOTENT, Body, Timeouts
 from proxy.headers import has_any
 
 SMALL = 64 * 1024  # a body whose stated length is no more goes out together with the head
-IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
 
 
 class Pool:
@@ -53,13 +52,10 @@ class Pool:
         busy = len(self._open) - len(self._idle)
         return f"<Pool {busy} busy, {len(self._idle)} idle, {self._dialling} dialling, {len(self._waiters)} waiting>"
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     @property
-    def idle(self) -> int:
-        """How many connections are open and unused."""
-        return len(self._idle)
+    def connections(self) -> tuple[int, int]:
+        """How many connections are open, and how many of them are idle."""
+        return len(self._open), len(self._idle)
 
     async def open(
         self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import cast
 
 from proxy import __version__
@@ -24,7 +25,7 @@ from proxy.exchange import Answer, Call, Exchange, new_id
 from proxy.headers import first
 from proxy.settings import Settings
 from proxy.upstream import Upstream, translated, trust
-from proxy.verdicts import BUFFERED, CUT, SLOW, TOO_FEW, Trouble, of_status, of_tcp, of_tls
+from proxy.verdicts import BUFFERED, CUT, SLOW, TOO_FEW, Trouble, of_deployment, of_status, of_tcp, of_tls, of_version
 from proxy.whole import Whole
 
 SLOW_HEAD = 5.0  # seconds that a list of models should not take
@@ -34,6 +35,7 @@ TOKENS = 24
 MOST_HEARD = 256 * 1024  # bytes of an answer that are looked at
 OURS = b"x-proxy-request-id"  # every answer of an Oxy carries it, relayed ones included
 AGENT = f"oxy/{__version__}".encode()
+MODELS = b"/v1/models"
 PROMPT = "Count from one to twelve, in words."
 
 
@@ -76,11 +78,17 @@ class Place:
     """Where calls go: the target, or what stands before the proxy.
 
     `key` names the setting whose key the `credentials` show. A `signed` call is to be let in; any other one is to be
-    asked for a key by the API. What is `ours` has an Oxy behind it.
+    asked for a key by the API. What is `ours` has an Oxy behind it. `models` is where the API lists them.
     """
 
-    def __init__(self, settings: Settings, credentials: Pairs, *, key: str, signed: bool, ours: bool) -> None:
+    def __init__(
+        self, settings: Settings, credentials: Pairs, *, key: str, signed: bool, ours: bool, models: bytes = MODELS
+    ) -> None:
         self.target = settings.target
+        self._models = models
+        deploys = settings.azure == "deployments"
+        self._version = settings.azure_version if deploys else None
+        self._deployments = settings.azure_deployments if deploys and signed else ()
         self._upstream = Upstream(settings)
         self._trust = trust(settings.target, settings.upstream_ca)
         self._direct = settings.outbound_proxy is None
@@ -104,6 +112,8 @@ class Place:
                 yield Step(name="tls", look=self.tls)
         yield Step(name="key", look=self.api, patience=10.0)
         yield Step(name="head", look=self.head, needed=False)
+        for model, deployment in self._deployments:
+            yield Step(name="azure", look=partial(self.deployment, model, deployment), needed=False)
         if stream is not None:
             yield Step(name="stream", look=lambda: self.stream(stream), patience=15.0)
         if silence is not None:
@@ -144,8 +154,10 @@ class Place:
     async def api(self) -> str:
         """Ask for the list of models, which costs nothing."""
         began = time.perf_counter()
-        heard = await self._ask("GET", b"/v1/models")
+        heard = await self._ask("GET", self._models)
         self._wait = heard.came[0] - began
+        if self._version and heard.status in (400, 404):
+            raise of_version(heard.status, self._version)
         if trouble := of_status(heard.status, heard.text, key=self._key, ours=self._ours, signed=self._signed):
             raise trouble
         if heard.status == 401:
@@ -155,7 +167,8 @@ class Place:
                 "200, but what came is no list of models",
                 "Something else than the API answers here: a sign-in page of this network, or another server.",
             )
-        return f"{self._key} is accepted" if self._credentials else "the API answers, and asks for no key"
+        said = f"{self._key} is accepted" if self._credentials else "the API answers, and asks for no key"
+        return f"{said}, api-version {self._version} is known" if self._version else said
 
     async def head(self) -> str:
         """Judge how long that took."""
@@ -163,6 +176,17 @@ class Place:
         if self._wait > SLOW_HEAD:
             raise Trouble(said, SLOW)
         return said
+
+    async def deployment(self, model: str, deployment: str) -> str:
+        """See whether a deployment is there: asked for nothing, it refuses without a cost."""
+        heard = await self._ask("POST", b"/v1/chat/completions", json.dumps({"model": model}).encode())
+        if heard.status == 404:
+            raise of_deployment(model, deployment)
+        if heard.status != 400 and (
+            trouble := of_status(heard.status, heard.text, key=self._key, ours=False, signed=True)
+        ):
+            raise trouble
+        return f"{model} is deployed as {deployment}"
 
     async def stream(self, model: str) -> str:
         """Let something be streamed, and see whether it comes as it is written."""

@@ -21,9 +21,8 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from proxy.cycle import COLON, STATUS_LINES, Cycle, Farewell, reset
+from proxy.cycle import Cycle, Farewell, refusal, reset
 from proxy.errors import BadRequest, Failure, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
-from proxy.exchange import new_id
 from proxy.handshake import offers_websocket
 from proxy.headers import LOWER_CASE, in_lower_case
 from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
@@ -380,16 +379,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _refuse(self, failure: Failure) -> None:
         """Answer what cannot be taken, and close."""
-        request_id = new_id()
-        body = failure.body(request_id=request_id, incoming_id=None)
-        fields = (
-            b"content-type: application/json",
-            b"content-length: %d" % len(body),
-            b"x-proxy-request-id: %b" % request_id.encode(),
-            b"connection: close",
-            *map(COLON.join, failure.headers),
-        )
-        self.write(b"\r\n".join([STATUS_LINES[failure.status], *fields, b"", body]))
+        self.write(refusal(failure))
         self._part()
 
     def _close(self) -> None:

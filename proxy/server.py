@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -16,9 +16,8 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from proxy import __version__
-from proxy.app import create_app
-from proxy.protocol import HttpProtocol
+from proxy import __version__, native
+from proxy.app import create_app, relay_app
 from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
@@ -33,7 +32,7 @@ MODES = {
     "open": "open: NOBODY IS ASKED FOR A KEY; whoever reaches the port spends the server's (PROXY_OPEN=1)",
 }
 
-OLD_NEWS = ("returned without completing", "Invalid UTF-8 sequence")
+OLD_NEWS = ("returned without completing", "Invalid UTF-8 sequence", "Invalid HTTP request")
 
 log = logging.getLogger("oxy")
 
@@ -58,14 +57,23 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def speaking(settings: Settings) -> Callable[..., asyncio.Protocol]:
+    """Return what makes a protocol for each client: our own, or one in Python where httptools is missing."""
+    if not native.has_llhttp():
+        from proxy.pure import PureProtocol
+
+        return partial(PureProtocol, head_timeout=settings.head_timeout)
+    from proxy.protocol import HttpProtocol
+
+    return partial(HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout)
+
+
 def configure(settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for an application with these settings."""
     return uvicorn.Config(
-        partial(create_app, settings),
+        partial(relay_app if native.has_llhttp() else create_app, settings),
         factory=True,
-        http=partial(  # type: ignore[arg-type]  # called as the class would be
-            HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout
-        ),
+        http=speaking(settings),  # type: ignore[arg-type]  # called as the class would be
         ws=WebSocketProtocol,
         ws_max_size=settings.websocket_max,
         ws_ping_interval=PING_INTERVAL,
@@ -188,7 +196,7 @@ def url(host: str, port: int, *, tls: bool) -> str:
 
 
 class OnlyNews(logging.Filter):
-    """Drops what uvicorn says of an answer left torn or a session refused on purpose, and its tracebacks of bad text.
+    """Drops what uvicorn says of an answer left torn or a session refused on purpose, and of what is malformed.
 
     Of exchanges that outlast the grace time it drops the tracebacks; that some were cancelled is written all the same.
     """

@@ -15,7 +15,7 @@ from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[
 
 from dotenv.parser import Binding, parse_stream
 
-from proxy import values
+from proxy import native, values
 from proxy.values import Azure, Forwarded, LogFormat, Target, Transport, UpstreamAuth
 
 DEFAULT_TARGET = "https://api.openai.com"
@@ -88,7 +88,7 @@ class Settings:
     def way(self) -> Literal["fast", "httpx"]:
         """Which way calls take: our own pool, unless it is not made for what is wanted, or another is asked for."""
         if self.transport == "auto":
-            return "httpx" if self.http2 or self.outbound_proxy else "fast"
+            return "httpx" if self.http2 or self.outbound_proxy or not native.has_llhttp() else "fast"
         return self.transport
 
     @property

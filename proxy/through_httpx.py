@@ -17,8 +17,7 @@ from typing import Any, cast
 import httpx
 
 from proxy.errors import Pairs
-from proxy.exchange import Body, Sink, Timeouts
-from proxy.pool import IDEMPOTENT
+from proxy.exchange import IDEMPOTENT, Body, Sink, Timeouts
 from proxy.values import Target
 
 # A kept connection is given up before common middle boxes drop it in silence.
@@ -42,7 +41,9 @@ def own_transport(tls: ssl.SSLContext, *, http2: bool, proxy: str | None) -> htt
 
 
 class ThroughHttpx:
-    """The way through one of httpx's transports."""
+    """The way through one of httpx's transports. How many connections that has is not known."""
+
+    connections = (0, 0)
 
     def __init__(self, target: Target, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport

@@ -23,7 +23,6 @@ from proxy.entra import Entra
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Call, Exchange, Timeouts
 from proxy.headers import first
-from proxy.pool import Pool
 from proxy.settings import Settings
 from proxy.through_httpx import ThroughHttpx, own_transport
 from proxy.values import Target
@@ -54,6 +53,8 @@ NO_ANSWER = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError
 class Bank(Protocol):
     """What takes a request to the target and brings the answer, one way or the other. Raises httpx's exceptions."""
 
+    @property
+    def connections(self) -> tuple[int, int]: ...
     async def open(
         self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
     ) -> Answer: ...
@@ -136,7 +137,7 @@ class Upstream:
     @property
     def connections(self) -> tuple[int, int]:
         """How many connections are open, and how many of them are idle; none are known of another's transport."""
-        return (len(self._bank), self._bank.idle) if isinstance(self._bank, Pool) else (0, 0)
+        return self._bank.connections
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -188,6 +189,8 @@ def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank
     if transport is not None:
         return ThroughHttpx(target, transport)
     if settings.way == "fast":
+        from proxy.pool import Pool  # it takes httptools, which is not everywhere
+
         tls = trust(target, settings.upstream_ca) if target.scheme == "https" else None
         return Pool(target.host, target.port, tls=tls)
     tls = trust(target, settings.upstream_ca)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
+from proxy import native
+
 MEGABYTE = 1024 * 1024
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -184,6 +186,8 @@ def forwarded(text: str) -> Forwarded:
 def transport(text: str) -> Transport:
     """Read which way calls take upstream."""
     match text.lower():
+        case "fast" if not native.has_llhttp():
+            raise ValueError("fast takes one more package: pip install httptools")
         case "auto" | "fast" | "httpx" as word:
             return word
         case _:

@@ -83,6 +83,22 @@ def of_status(
     return Trouble(f"{status}: {said.format(key=key)}", advice.format(key=key))
 
 
+def of_version(status: int, version: str) -> Trouble:
+    """Return what it means that Azure has no list of models."""
+    return Trouble(
+        f"{status}: there is nothing for api-version {version}",
+        "Look at OPENAI_API_VERSION, which Azure has to know, and at OXY_TARGET: https://RESOURCE.openai.azure.com.",
+    )
+
+
+def of_deployment(model: str, deployment: str) -> Trouble:
+    """Return what it means that Azure has no such deployment."""
+    return Trouble(
+        f"404: there is no deployment {deployment} for {model}",
+        "Look at PROXY_AZURE_DEPLOYMENTS, and at the deployment's name in Azure; a new one takes some minutes.",
+    )
+
+
 def by_oxy(text: bytes) -> bool:
     """Tell whether a refusal is the proxy's own."""
     try:

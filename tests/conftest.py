@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -79,9 +79,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings, app: ASGIApp | None = None) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings, app: ASGIApp | None = None, *, config: uvicorn.Config | None = None
+) -> AsyncIterator[Running]:
     """Serve these settings in this loop, with the configuration that the command line uses; or a part of the whole."""
-    config = configure(settings)
+    config = config or configure(settings)
     if app is not None:
         config.app = lambda: app
     config.load()
@@ -130,10 +132,34 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield listening
 
 
-@pytest.fixture(params=["fast", "httpx"])
-def way(request: pytest.FixtureRequest) -> str:
-    """Each way that calls can take upstream; whoever looks from outside must not be able to tell them apart."""
-    return str(request.param)
+WAYS = ["fast", "httpx", "pure"]
+
+
+@contextmanager
+def going(way: str) -> Iterator[str]:
+    """Let calls take that way from here on, and yield its setting. `pure`: as in a Python without httptools."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "pure":
+            patch.setattr("proxy.native.has_llhttp", lambda: False)
+        yield "auto" if way == "pure" else way
+
+
+def ways(*names: str) -> Callable[..., Iterator[str]]:
+    """Return the fixture `way`: each of these ways; whoever looks from outside must not be able to tell them apart."""
+
+    @pytest.fixture(params=names)
+    def way(request: pytest.FixtureRequest) -> Iterator[str]:
+        with going(request.param) as setting:
+            yield setting
+
+    return way
+
+
+# A module that holds up the promises has the third one too: `way = ways(*WAYS)`.
+way = ways("fast", "httpx")
+
+# For what no other server than ours does: see "Any ASGI server" in docs/one-file.md.
+our_protocol = pytest.mark.parametrize("way", ["fast", "httpx"], indirect=True)
 
 
 @pytest.fixture

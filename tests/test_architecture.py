@@ -18,7 +18,7 @@ MOST_LINES_OF_A_FUNCTION = 50
 # Lowest first. A room imports from floors below its own, and never from its own: what two of them need belongs below.
 FLOORS = (
     ("the version", "__init__"),
-    ("ground: what can go wrong, what was used", "errors usage"),
+    ("ground: what can go wrong, what is missing, what was used", "errors native usage"),
     ("ground: nouns and rules", "codings exchange headers jsontext session values"),
     ("ground: bounds", "guard"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
@@ -27,11 +27,11 @@ FLOORS = (
     ("ground: how things are shown", "fresh markup readable"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
     ("the wire: one connection that speaks WebSocket", "upgrade"),
-    ("the wire: one connection", "connection protocol"),
+    ("the wire: one connection", "connection protocol pure"),
     ("the wire: all connections", "pool"),
     (
         "rooms",
-        "access cors downstream endpoints history ledger lines login metrics ratelimit recall tap through_httpx "
+        "access cors downstream endpoints history ledger lines login metrics plain ratelimit recall tap through_httpx "
         "transport veil workspace",
     ),
     ("the far bank", "upstream"),
@@ -58,7 +58,8 @@ ALONE = "demo"
 # Whoever is not named here lives on the standard library.
 DOORS = {
     "dotenv": ("settings", "how an .env file is read is not for us to invent"),
-    "httptools": ("connection protocol", "parses answers and requests"),
+    "httptools": ("connection native protocol", "parses answers and requests; native asks whether it is here"),
+    "h11": ("pure", "parses requests where httptools is missing"),
     "httpx": (
         "connection pool through_httpx transport upstream app",
         "the way upstream; app names the type of a transport and no more",
@@ -67,18 +68,20 @@ DOORS = {
     "python_multipart": ("rewrites", "reads a form as it streams in"),
     "prometheus_client": ("metrics", "how Prometheus spells what it reads"),
     "uvicorn": (
-        "server protocol upgrade demo",
-        "serves; protocol stands in for its own, upgrade builds on one of its own; the demo has a server to itself",
+        "server protocol pure upgrade demo",
+        "serves; protocol stands in for its own, pure and upgrade build on its own; the demo has a server to itself",
     ),
     "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (
-        "cycle protocol upgrade cors downstream downstream_websocket gateway websocket login ratelimit board pages "
-        "runtime console app demo",
+        "cycle protocol pure upgrade cors downstream downstream_websocket gateway websocket login ratelimit "
+        "board pages plain runtime console app demo",
         "ASGI's types; what our pages are made of",
     ),
 }
 # the hot path is plain ASGI
-TYPES_ONLY = {"starlette": "cycle protocol upgrade cors downstream downstream_websocket gateway websocket ratelimit"}
+TYPES_ONLY = {
+    "starlette": "cycle protocol pure upgrade cors downstream downstream_websocket gateway websocket plain ratelimit"
+}
 
 # One reason to exist, and left whole.
 LONGER = {"connection": (370, "the states of a connection"), "protocol": (460, "the states of a connection")}

@@ -18,7 +18,8 @@ from proxy import demo, probes
 from proxy.__main__ import main
 from proxy.check import Finding, Report, marks
 from proxy.server import listen, local_url, serving
-from proxy.settings import load
+from proxy.settings import Settings, load
+from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY
 from tests.peers import PATIENCE, Upstream, answer
 from tests.test_dial import hanging
@@ -307,3 +308,16 @@ async def test_a_box_that_cuts_what_is_silent_is_found_out(capsys: pytest.Captur
     assert found["idle"]["ok"] is False
     assert found["idle"]["seconds"] < 1.5
     assert "proxy_read_timeout" in found["idle"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        (Settings(target=target("https://api.example.com")), b"/v1/models"),
+        (Settings(target=target("https://r.openai.azure.com")), b"/openai/v1/models"),
+        (Settings(target=target("https://r.openai.azure.com/openai/v1")), b"/v1/models"),
+        (Settings(target=target("https://r.openai.azure.com"), azure="v1"), b"/v1/models"),
+    ],
+)
+def test_models_are_asked_for_where_a_client_would_find_them(settings: Settings, path: bytes) -> None:
+    assert checking.models(settings) == path

@@ -1,5 +1,6 @@
 """What is handed to other programs to run Oxy: the unit, the manifest, the container, each checked by who reads it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from proxy.settings import load
 
 ROOT = Path(__file__).parent.parent
+TOOLS = ROOT / "release/.venv/bin"  # which `make dist-check` installs
 UNIT = (ROOT / "deploy/oxy.service").read_text(encoding="utf-8")
 MANIFEST = (ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -18,9 +20,10 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 def run(*command: str, folder: Path = ROOT) -> str:
     """What a program says that ends well; the test is skipped where it is missing."""
-    if shutil.which(command[0]) is None:
+    program = shutil.which(command[0], path=f"{TOOLS}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
         pytest.skip(f"{command[0]} is not installed here")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -42,9 +45,9 @@ def test_the_unit_is_hardened(unit: str) -> None:
     assert "OK" in told.splitlines()[-1]
 
 
-def test_kubernetes_understands_the_manifest(tmp_path: Path) -> None:
-    told = run("kubeconform", "-strict", "-summary", "-ignore-missing-schemas", str(ROOT / "deploy/kubernetes.yaml"))
-    assert "Invalid: 0, Errors: 0" in told
+def test_kubernetes_understands_the_manifest() -> None:
+    told = run("kubernetes-validate", "--strict", str(ROOT / "deploy/kubernetes.yaml"))
+    assert told.count(" passed for resource ") == 3  # all but the PodMonitor, which is Prometheus's own
 
 
 def test_the_manifest_has_each_of_its_documents_once() -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from proxy.app import create_app
+from proxy.app import relay_app
 from proxy.entry import Facts
 from proxy.errors import Pairs
 from proxy.recall import Recall
@@ -67,7 +67,7 @@ async def ask(app: object, headers: Pairs | None = None) -> list[Message]:
 async def test_what_nobody_foresaw_is_a_500_with_its_traceback_in_the_log_alone(
     settings_of: SettingsOf, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start, body = await ask(create_app(settings_of(), Broken(after_the_head=False)))
+    start, body = await ask(relay_app(settings_of(), Broken(after_the_head=False)))
     error = json.loads(body["body"])["error"]
     assert (start["status"], error["code"], error["type"]) == (500, "OPENAI_PROXY_INTERNAL", "internal_error")
     assert SECRET not in body["body"].decode()
@@ -75,14 +75,14 @@ async def test_what_nobody_foresaw_is_a_500_with_its_traceback_in_the_log_alone(
 
 
 async def test_what_nobody_foresaw_in_a_stream_leaves_it_torn(settings_of: SettingsOf) -> None:
-    sent = await ask(create_app(settings_of(), Broken(after_the_head=True)))
+    sent = await ask(relay_app(settings_of(), Broken(after_the_head=True)))
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]
 
 
 async def test_a_client_of_unknown_address_is_served_all_the_same(settings_of: SettingsOf) -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=request.headers, stream=Nothing()))
-    start, *_ = await ask(create_app(settings_of(PROXY_FORWARDED="append"), transport))
+    start, *_ = await ask(relay_app(settings_of(PROXY_FORWARDED="append"), transport))
     assert start["status"] == 200
     assert b"x-forwarded-for" not in dict(start["headers"])
 

@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.settings import load
-from tests.conftest import Running, running
+from tests.conftest import WAYS, Running, going, running
 from tests.peers import Pairs, Upstream, chunked
 
 T = TypeVar("T")
@@ -143,18 +144,18 @@ class Stage:
     upstream: Upstream
     fast: Running
     httpx: Running
+    pure: Running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    folder = tmp_path_factory.mktemp("nowhere")
-    async with Upstream().listening() as upstream:
-        target = {"OXY_TARGET": upstream.url}
-        async with (
-            running(load(target, folder)) as fast,
-            running(load({**target, "OXY_TRANSPORT": "httpx"}, folder)) as httpx,
-        ):
-            yield Stage(upstream=upstream, fast=fast, httpx=httpx)
+    folder, started = tmp_path_factory.mktemp("nowhere"), {}
+    async with Upstream().listening() as upstream, AsyncExitStack() as ways:
+        for way in WAYS:
+            with going(way) as setting:
+                settings = load({"OXY_TARGET": upstream.url, "OXY_TRANSPORT": setting}, folder)
+                started[way] = await ways.enter_async_context(running(settings))
+        yield Stage(upstream=upstream, **started)
 
 
 def target(template: str, number: int) -> bytes:
@@ -238,7 +239,7 @@ async def test_an_operation_crosses_byte_for_byte_and_back(stage: Stage, number:
         back_framing, back_body = framed(content, in_chunks=False) if status == 304 else [], b""
 
     stage.upstream.says(said(b"HTTP/1.1 %d As The Upstream Says" % status, back_fields, back_framing, back_body))
-    proxy = stage.httpx if number % 5 == 0 else stage.fast
+    proxy = {0: stage.httpx, 1: stage.pure}.get(number % 5, stage.fast)
     client = await proxy.connect()
     await client.say(said(start, [HOST, *fields, CLOSE], framing, body))
     back = await client.hear()

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,57 @@ async def test_the_key_is_shown_and_nothing_is_spent(upstream: Upstream) -> None
     (heard,) = upstream.heard
     assert heard.start == b"GET /v1/models HTTP/1.1"
     assert heard.get(b"authorization") == b"Bearer sk-of-a-test"
+
+
+def on_azure(url: str) -> Place:
+    settings = Settings(
+        target=target(url),
+        azure="deployments",
+        azure_version="2024-10-21",
+        azure_deployments=(("gpt-4o", "fast"), ("o3", "thinker")),
+    )
+    return Place(settings, KEY, key="OPENAI_API_KEY", signed=True, ours=False)
+
+
+async def test_each_deployment_is_looked_at_with_a_call_that_costs_nothing(upstream: Upstream) -> None:
+    upstream.says_in_turn(answer(), answer(400), answer(400))
+    steps = [step async for step in taken(on_azure(upstream.url))]
+    assert steps[1:] == [
+        ("key", "OPENAI_API_KEY is accepted, api-version 2024-10-21 is known"),
+        ("azure", "gpt-4o is deployed as fast"),
+        ("azure", "o3 is deployed as thinker"),
+    ]
+    models, fast, _ = upstream.heard
+    assert models.start == b"GET /openai/models?api-version=2024-10-21 HTTP/1.1"
+    assert fast.start == b"POST /openai/deployments/fast/chat/completions?api-version=2024-10-21 HTTP/1.1"
+    assert fast.body == b'{"model": "gpt-4o"}'  # no messages: nothing to answer
+
+
+async def taken(place: Place) -> AsyncIterator[tuple[str, str]]:
+    """What each step says, but for how long it took."""
+    for step in place.steps(stream=None, silence=None):
+        if step.name != "head":
+            yield step.name, await step.look()
+    await place.aclose()
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(404, "404: there is no deployment fast for gpt-4o"), (429, "429: OPENAI_API_KEY is known, its limits or its")],
+)
+async def test_a_deployment_that_is_not_there(upstream: Upstream, status: int, told: str) -> None:
+    upstream.says_in_turn(answer(), answer(status))
+    problem = await trouble(on_azure(upstream.url), "azure")
+    assert str(problem).startswith(told)
+    assert len(problem.advice) > 20
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_version_that_azure_does_not_know(upstream: Upstream, status: int) -> None:
+    upstream.says(answer(status))
+    problem = await trouble(on_azure(upstream.url), "key")
+    assert str(problem) == f"{status}: there is nothing for api-version 2024-10-21"
+    assert "OPENAI_API_VERSION" in problem.advice
 
 
 async def test_without_a_key_it_is_well_to_be_asked_for_one(upstream: Upstream) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import string
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -22,8 +23,20 @@ from proxy.exchange import Call, Exchange
 from proxy.headers import Crossing, inbound, outbound
 from proxy.settings import load
 from proxy.upstream import Upstream as FarBank
-from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, running
+from tests.conftest import (
+    CLIENT_KEY,
+    SWAP,
+    UPSTREAM_KEY,
+    WAYS,
+    Running,
+    Start,
+    going,
+    running,
+    ways,
+)
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
+
+way = ways(*WAYS)
 
 settings.register_profile(
     "here",
@@ -167,16 +180,18 @@ class Stage:
             await client.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["fast", "httpx"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS)
 async def stage(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     folder = tmp_path_factory.mktemp("nowhere")
     async with Upstream().listening() as upstream:
         upstream.says(answer())
-        target = {"OXY_TARGET": upstream.url, "OXY_TRANSPORT": request.param}
-        async with (
-            running(load(target, folder)) as transparent,
-            running(load({**target, **SWAP, **PREFIXES}, folder)) as swapping,
-        ):
+        async with AsyncExitStack() as proxies:
+            with going(request.param) as way:
+                target = {"OXY_TARGET": upstream.url, "OXY_TRANSPORT": way}
+                transparent, swapping = [
+                    await proxies.enter_async_context(running(load({**target, **environ}, folder)))
+                    for environ in ({}, {**SWAP, **PREFIXES})
+                ]
             yield Stage(upstream=upstream, transparent=transparent, swapping=swapping)
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from tests.conftest import Running, Start
+from tests.conftest import WAYS, Running, Start, our_protocol, ways
 from tests.peers import Peer, Upstream, answer, chunked, request
+
+way = ways(*WAYS)
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ONE, TWO = b"data: one\n\n", b"data: two\n\n"
@@ -148,7 +150,6 @@ async def test_interim_answers_end_here(client: Peer, upstream: Upstream) -> Non
     ("method", "said"),
     [
         ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"),
-        ("HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
         ("DELETE", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 12\r\n\r\n"),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"),
@@ -164,6 +165,13 @@ async def test_answers_without_a_body_keep_their_length_and_the_connection(
         assert back.get(b"content-length") == (b"12" if b"12" in said else None)
         assert back.get(b"transfer-encoding") is None
     assert upstream.accepted == 1
+
+
+@our_protocol
+async def test_an_answer_to_head_announces_no_chunks(client: Peer, upstream: Upstream) -> None:
+    upstream.says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await client.say(request("HEAD"))
+    assert (await client.hear(bodiless=True)).get(b"transfer-encoding") is None
 
 
 async def test_a_body_that_lasts_until_the_upstream_closes_is_relayed(client: Peer, upstream: Upstream) -> None:

@@ -1,0 +1,116 @@
+"""What a Python without httptools does beyond uvicorn's own protocol; the modules that go each `way` have the rest."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from proxy import board
+from proxy.recall import Recall
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start, ways
+from tests.desk import BEARER, TOKEN
+from tests.peers import Upstream, answer, chunked, request
+from tests.sockets import Far, ended, fields, hear, session
+from tests.test_upgrade import PAIRS
+from tests.test_websocket import OFFER
+
+way = ways("pure")
+
+IN_CHUNKS = b"POST /v1/files HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[Far]:
+    async with Far().listening() as far:
+        yield far
+
+
+async def test_a_session_passes_with_the_key_swapped_and_is_written_down(
+    start: Start, far: Far, tmp_path: Path
+) -> None:
+    history = str(tmp_path / "history.sqlite")
+    async with start(**SWAP, OXY_TARGET=far.url, PROXY_HISTORY=history, ACCESS_TOKEN=TOKEN) as proxy:
+        async with session(proxy, far, target="/v1/realtime?a=%2F", key=CLIENT_KEY) as (client, there):
+            for said in ("text €", b"\x00\xff" * 100_000):
+                await client.send(said)
+                assert await hear(there) == said
+                await there.send(said)
+                assert await hear(client) == said
+            await there.close(4001, "enough")
+            assert await ended(client) == (4001, "enough")
+        assert far.heard[0].path == "/v1/realtime?a=%2F"
+        assert fields(far.heard[0], "authorization") == [f"Bearer {UPSTREAM_KEY}"]
+        reader = await proxy.connect()
+        await reader.say(request("GET", b"/metrics", [BEARER]))
+        assert (await reader.hear()).body.startswith(b"# HELP oxy_exchanges_total")
+    (entry,) = Recall(Path(history)).newest()
+    assert (entry["route"], entry["result"], entry["close_code"]) == ("websocket", "success", 4001)
+
+
+async def test_what_comes_right_behind_a_handshake_is_not_lost(start: Start, far: Far) -> None:
+    async with start(OXY_TARGET=far.url) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER), b"\x81\x85\0\0\0\0early")
+        assert await hear(await far.accept()) == "early"
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [((b"sec-websocket-version", b"8"), 426), ((b"sec-websocket-key", b"short"), 400)]
+)
+async def test_a_handshake_that_is_none_is_refused(
+    start: Start, upstream: Upstream, change: tuple[bytes, bytes], status: int
+) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=[pair for pair in PAIRS[1:] if pair[0] != change[0]] + [change]))
+        refused = await client.hear()
+        assert (refused.status, json.loads(refused.body)["error"]["code"]) == (status, "OPENAI_PROXY_BAD_REQUEST")
+        await client.closed()
+    assert upstream.accepted == 0
+
+
+async def test_an_offer_of_another_protocol_is_no_more_than_a_request(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer(body=b"plain"))
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c")]))
+        assert (await client.hear()).body == b"plain"
+
+
+async def test_the_order_to_stop_ends_a_stream_of_ours(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "TURN", 0.01)
+    async with start(ACCESS_TOKEN=TOKEN) as proxy:
+        client = await proxy.connect()
+        await client.say(request("GET", b"/log/live", [BEARER]))
+        assert (await client.head()).status == 200
+        proxy.stop()
+        assert (await client.rest()).endswith(b"0\r\n\r\n")
+
+
+async def test_what_is_malformed_gets_the_proxy_s_own_error(start: Start) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(b"GET nowhere\r\n\r\n")
+        assert json.loads((await client.hear()).body)["error"]["code"] == "OPENAI_PROXY_BAD_REQUEST"
+
+
+async def test_a_body_that_turns_out_malformed_ends_the_exchange(start: Start, upstream: Upstream) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(IN_CHUNKS + chunked(b"{}"))
+        there = await upstream.accept()
+        await there.until(b"{}")
+        await client.say(b"no length\r\n")
+        assert (await client.hear()).status == 400
+        await there.closed()
+
+
+async def test_nothing_is_said_of_what_is_malformed_behind_an_answer(start: Start, upstream: Upstream) -> None:
+    async with start(**SWAP) as proxy:
+        client = await proxy.connect()
+        await client.say(IN_CHUNKS + chunked(b"{}"))
+        assert (await client.hear()).status == 401
+        await client.say(b"no length\r\n")
+        assert await client.rest() == b""
+    assert upstream.accepted == 0
