@@ -78,6 +78,7 @@ class Ledger:
             self._clerk.join(patience)
 
     def _work(self) -> None:
+        self._write_down()  # so that whoever reads a book finds one, be it empty
         while not self._closing.is_set():
             if self._waiting or self._some.wait(TICK):
                 self._enough.wait(PAUSE)

@@ -108,6 +108,14 @@ def test_a_full_batch_does_not_wait_for_the_pause(
     ledger.close()
 
 
+def test_the_books_are_opened_before_anything_happens(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "TICK", 2 * PATIENCE)
+    open_ledger()
+    until(lambda: shelves[0].batches == shelves[1].batches == [[]])
+
+
 def test_what_comes_while_a_batch_is_written_gathers_again(
     open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,8 +172,9 @@ def test_an_exchange_that_cannot_be_spelled_costs_no_other(
 def test_a_stuck_book_blocks_nobody_and_what_is_too_much_is_counted_and_told(
     open_ledger: Open, shelves: tuple[Shelf, Shelf], told: list[str]
 ) -> None:
-    shelves[0].free.clear()
     ledger = open_ledger()
+    until(lambda: shelves[1].batches)
+    shelves[0].free.clear()
     ledger.enter(exchange())
     until(lambda: shelves[0].ids)
     one = exchange()
@@ -194,8 +203,9 @@ def test_closing_writes_what_waits_and_closes_the_books(
 def test_closing_does_not_wait_for_a_stuck_book_beyond_its_patience(
     open_ledger: Open, shelves: tuple[Shelf, Shelf]
 ) -> None:
-    shelves[0].free.clear()
     ledger = open_ledger()
+    until(lambda: shelves[1].batches)
+    shelves[0].free.clear()
     ledger.enter(exchange())
     until(lambda: shelves[0].ids)
     ledger.close(0.05)
