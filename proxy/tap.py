@@ -77,8 +77,11 @@ class Tap:
             return None, None
         if self._decoder is not None:
             complete = complete and self._decoder.whole
+        if not self.streams:
+            record = self._body(complete)
+            return usage_of(record.get("usage")), model_of(record.get("model"))
         usage = model = None
-        for record in self._events(complete) if self.streams else (self._body(complete),):
+        for record in self._events(complete):
             usage = usage or usage_of(record.get("usage"))
             model = model or model_of(record.get("model"))
             if usage and model:
@@ -178,11 +181,13 @@ def ends(opening: bytes, tail: bytes, *, nested: bool = False) -> Record:
     What begins at a member of that level and goes on to the end is, with a brace before it, an object in its own right.
     At any other level the braces do not match, and the parser refuses.
     """
-    lead, at_level = (b'{"response":{', response_in) if nested else (b"{", dict)
-    said = at_level(ending(tail, USAGE, lead))
+    lead = b'{"response":{' if nested else b"{"
+    said = response_in(ending(tail, USAGE, lead)) if nested else ending(tail, USAGE, lead)
     if match := UP_TO_MODEL.match(opening):
-        return {**said, "model": match[1].decode(errors="replace")}
-    return at_level(ending(tail, MODEL, lead)) | said
+        said["model"] = match[1].decode(errors="replace")
+        return said
+    more = ending(tail, MODEL, lead)
+    return (response_in(more) if nested else more) | said
 
 
 def ending(tail: bytes, name: bytes, lead: bytes) -> Record:
