@@ -114,14 +114,20 @@ async def secure(authority: Authority) -> AsyncIterator[Far]:
         yield far
 
 
+@pytest.mark.parametrize("named_in", ["SSL_CERT_FILE", "PROXY_UPSTREAM_CA"])
 async def test_a_target_with_tls_is_spoken_to_with_tls(
+    named_in: str,
     start: Start,
     secure: Far,
     authority: Authority,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
-    async with start(OXY_TARGET=f"https://localhost:{secure.port}") as proxy:
+    environ = {"OXY_TARGET": f"https://localhost:{secure.port}"}
+    if named_in == "SSL_CERT_FILE":  # which OpenSSL reads
+        monkeypatch.setenv(named_in, str(authority.file))
+    else:
+        environ[named_in] = str(authority.file)
+    async with start(**environ) as proxy:
         for _ in range(2):
             async with dial(proxy) as client:
                 there = await secure.accept()
