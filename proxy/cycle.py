@@ -9,6 +9,7 @@ import http
 import logging
 import socket
 import struct
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -53,7 +54,10 @@ class Line(Protocol):
     writable: bool
     client_due: float | None
 
-    def write(self, *pieces: bytes) -> None: ...
+    @property
+    def write(self) -> Callable[[bytes], None]: ...
+    @property
+    def writelines(self) -> Callable[[Sequence[bytes]], None]: ...
     async def drain(self) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
@@ -140,7 +144,10 @@ class Cycle:
     def push(self, piece: bytes) -> bool:
         """Send a piece of the body; return whether the client reads fast enough for more. Silent once all is over."""
         if piece and not (self._over or self._bodiless):
-            self._write(piece)
+            if self._chunked and not self._held and len(piece) < SMALL:  # an event of a stream: `_write`, in one step
+                self._line.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            else:
+                self._write(piece)
         return self._line.writable
 
     async def drain(self) -> None:
@@ -250,7 +257,7 @@ class Cycle:
         """Send pieces, behind the head if that was held back for them: together they are one call of the kernel."""
         if self._held:
             pieces, self._held = (self._held, *pieces), b""
-        self._line.write(*pieces)
+        self._line.writelines(pieces)
 
 
 class Farewell(asyncio.Protocol):

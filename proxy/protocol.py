@@ -80,6 +80,7 @@ class HttpProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep what every scope of this connection is to say."""
         self._transport = cast(asyncio.Transport, transport)
+        self.write, self.writelines = self._transport.write, self._transport.writelines  # what a cycle calls
         self._state.connections.add(self)  # type: ignore[arg-type]  # it knows its own kinds only
         self._server = address(transport.get_extra_info("sockname"))
         self._client = address(transport.get_extra_info("peername"))
@@ -234,10 +235,6 @@ class HttpProtocol(asyncio.Protocol):
             self._latest.hear_end()  # type: ignore[union-attr]
 
     # What a cycle calls
-
-    def write(self, *pieces: bytes) -> None:
-        """Send bytes."""
-        self._transport.writelines(pieces)
 
     async def drain(self) -> None:
         """Wait until the client has read enough."""

@@ -1,7 +1,7 @@
 """One answer, byte for byte as its client hears it, whatever the application does; and the body that goes up."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from starlette.types import Message
@@ -453,7 +453,10 @@ class Noting:
     def __init__(self) -> None:
         self.calls: list[bytes] = []
 
-    def write(self, *pieces: bytes) -> None:
+    def write(self, piece: bytes) -> None:
+        self.calls.append(piece)
+
+    def writelines(self, pieces: Sequence[bytes]) -> None:
         self.calls.append(b"".join(pieces))
 
     def keeps(self, _: cycle.Cycle) -> bool:

@@ -198,6 +198,9 @@ class Wire(asyncio.Transport):
         self.unsent: Iterator[int] = iter(())  # what is still to be sent, each time that someone asks
         self.protocol: asyncio.BaseProtocol | None = None
 
+    def write(self, piece: object) -> None:
+        self.said += cast(bytes, piece)
+
     def writelines(self, pieces: object) -> None:
         self.said += b"".join(cast(list[bytes], pieces))
 
