@@ -51,9 +51,9 @@ async def far() -> AsyncIterator[Far]:
 
 
 @pytest.fixture
-def start(far: Far, tmp_path: Path) -> Start:
+def start(far: Far) -> Start:
     """Start a proxy before that upstream."""
-    return lambda **environ: running(load({"OXY_TARGET": far.url, **environ}, tmp_path))
+    return lambda **environ: running(load({"OXY_TARGET": far.url, **environ}, None))
 
 
 @pytest.fixture
