@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -21,6 +21,7 @@ from proxy.server import configure, listen
 from proxy.settings import Settings, load
 from tests.desk import TOKEN, Desk
 from tests.peers import PATIENCE, Peer, Upstream, connect
+from tests.tracing import import_all, is_untraced, untraced
 
 CLIENT_KEY = "client-key-of-a-test"
 UPSTREAM_KEY = "sk-upstream-key-of-a-test"
@@ -34,6 +35,27 @@ OURS = (
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run the tests on the loop that the proxy runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """What is measured of an import is that of our own rooms; what tests import besides takes longer than they do."""
+    import_all()
+    with untraced():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """A process that but hands out the tests to workers runs nothing that is measured."""
+    with untraced() if session.config.pluginmanager.hasplugin("dsession") else nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with untraced() if is_untraced(item) else nullcontext():
+        return (yield)
 
 
 @pytest.fixture(scope="session")
