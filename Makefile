@@ -1,7 +1,8 @@
 # All that these targets ask for is Python 3.11 or newer, GNU make 3.81 or newer, a POSIX sh and a package index.
 
 ARGS   ?=
-JOBS   ?= auto
+# One more than there are processors: a test that is waiting for something leaves its own to another.
+JOBS   ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTHON ?=
 
 # Where nothing compiled is kept, as in many images, each process of the tests compiles the whole house again.
