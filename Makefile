@@ -1,8 +1,12 @@
 # All that these targets ask for is Python 3.11 or newer, GNU make 3.81 or newer, a POSIX sh and a package index.
 
 ARGS   ?=
-JOBS   ?= auto
+# One more than there are processors: a test that is waiting for something leaves its own to another.
+JOBS   ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTHON ?=
+
+# Where nothing compiled is kept, as in many images, each process of the tests compiles the whole house again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run dev check browser fuzz soak bench dist dist-check audit format lock clean gone
@@ -37,7 +41,7 @@ check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the
 	step format $(V)/ruff format --check .; \
 	step lint $(V)/ruff check .; \
 	step types $(V)/mypy --strict proxy tests release; \
-	step tests $(V)/python -m pytest -n $(JOBS) --timeout 120 --cov --cov-report=term $(ARGS); \
+	step tests $(V)/python -m pytest -n $(JOBS) --dist worksteal --timeout 120 --cov --cov-report=term $(ARGS); \
 	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
 
 browser: .venv/.dev  ## test the operator's pages in Chromium (Debian: apt install chromium); check does so where it is installed

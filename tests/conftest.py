@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -21,6 +21,7 @@ from proxy.server import configure, listen
 from proxy.settings import Settings, load
 from tests.desk import TOKEN, Desk
 from tests.peers import PATIENCE, Peer, Upstream, connect
+from tests.tracing import import_all, is_untraced, untraced
 
 CLIENT_KEY = "client-key-of-a-test"
 UPSTREAM_KEY = "sk-upstream-key-of-a-test"
@@ -36,13 +37,46 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """What is measured of an import is that of our own rooms; what tests import besides takes longer than they do."""
+    import_all()
+    with untraced():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """A process that but hands out the tests to workers runs nothing that is measured."""
+    with untraced() if session.config.pluginmanager.hasplugin("dsession") else nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with untraced() if is_untraced(item) else nullcontext():
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stays empty. To make and remove one for each test takes longer than many a test."""
+    return tmp_path_factory.mktemp("nowhere")
+
+
 @pytest.fixture(autouse=True)
-def clean_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_room(monkeypatch: pytest.MonkeyPatch, nowhere: Path, request: pytest.FixtureRequest) -> Iterator[None]:
     """No setting of the machine, and no `.env` of the folder that the tests were started in, reaches a test."""
     for name in os.environ:
         if name.upper().startswith(OURS):
             monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+    own = "tmp_path" in request.fixturenames
+    monkeypatch.chdir(request.getfixturevalue("tmp_path") if own else nowhere)
+    yield
+    left = [*nowhere.iterdir()]
+    for file in left:
+        file.unlink()
+    assert not left, "what a test writes belongs in its tmp_path"
 
 
 @pytest.fixture
@@ -117,11 +151,11 @@ SettingsOf = Callable[..., Settings]
 
 
 @pytest.fixture
-def settings_of(tmp_path: Path) -> SettingsOf:
+def settings_of() -> SettingsOf:
     """Read settings from the given names as from the environment, and from nothing else."""
 
     def settings_of(**environ: str) -> Settings:
-        return load(environ, tmp_path)
+        return load(environ, None)
 
     return settings_of
 
@@ -163,11 +197,11 @@ our_protocol = pytest.mark.parametrize("way", ["fast", "httpx"], indirect=True)
 
 
 @pytest.fixture
-def start(upstream: Upstream, tmp_path: Path, way: str) -> Start:
+def start(upstream: Upstream, way: str) -> Start:
     """Start a proxy before the upstream with the given settings (names as in the environment)."""
 
     def start(**environ: str) -> AbstractAsyncContextManager[Running]:
-        return running(load({"OXY_TARGET": upstream.url, "OXY_TRANSPORT": way, **environ}, tmp_path))
+        return running(load({"OXY_TARGET": upstream.url, "OXY_TRANSPORT": way, **environ}, None))
 
     return start
 

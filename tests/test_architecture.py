@@ -3,15 +3,17 @@
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 PROXY = Path(__file__).parent.parent / "proxy"
 TESTS = Path(__file__).parent
 FILES = sorted(PROXY.rglob("*.py"))
+T = TypeVar("T")
 MOST_LINES = 350
 MOST_LINES_OF_A_FUNCTION = 50
 
@@ -125,12 +127,14 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def rooms_imported(tree: ast.AST) -> set[str]:
     """Which rooms a file imports from; `from proxy import __version__` is one from `__init__`."""
     ours = (name.split(".")[1] for name in imports(tree) if name.startswith("proxy."))
     return {name if name in ROOMS else "__init__" for name in ours}
 
 
+@cache
 def packages_imported(tree: ast.AST) -> set[str]:
     """Which packages from elsewhere a file imports."""
     return {name.partition(".")[0] for name in imports(tree)} - {"proxy", *sys.stdlib_module_names}
@@ -143,8 +147,30 @@ def parsed(path: Path) -> ast.Module:
 
 ROOMS = {room(path) for path in FILES}
 FLOOR_OF = {name: number for number, (_, names) in enumerate(FLOORS) for name in names.split()}
-each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PROXY)) for path in FILES])
-each_room = pytest.mark.parametrize("name", sorted(ROOMS))
+
+
+def each(things: Iterable[T]) -> Callable[[Callable[[T], None]], Callable[[], None]]:
+    """Make one test of a check of each, which names all that fail: to hand out a test costs more than most of these."""
+
+    def of_all(check: Callable[[T], None]) -> Callable[[], None]:
+        def test() -> None:
+            failed = []
+            for thing in things:
+                try:
+                    check(thing)
+                except AssertionError as problem:
+                    problem.add_note(f"This is about {thing}")
+                    failed.append(problem)
+            if failed:
+                raise ExceptionGroup(f"{check.__name__} does not hold", failed)
+
+        return test
+
+    return of_all
+
+
+each_file = each(FILES)
+each_room = each(sorted(ROOMS))
 
 
 @each_room

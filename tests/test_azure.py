@@ -466,6 +466,7 @@ def test_what_is_no_json_is_read_alike_however_it_is_cut(body: bytes, cuts: list
     assert found(InObject(), body, [*range(len(body))]) == whole
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("begun", [b"", b"{", b'{"a":[', b'{"a":"', b'{"a":["', b'{"model":"', b'{"'])
 @pytest.mark.parametrize("hostile", [b"\\", b'"', b"[", b"{}", b":", b'"",', b"x", b"\\n"])
 def test_little_is_held_of_a_body_however_long(begun: bytes, hostile: bytes) -> None:

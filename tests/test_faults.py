@@ -223,6 +223,7 @@ async def go_on(client: Peer) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(("moment", "fault", "expected"), CASES, ids=[f"{row}-{fault}" for row, fault, _ in CASES])
 async def test_a_fault_of_the_upstream(play: Play, upstream: Upstream, moment: str, fault: str, expected: str) -> None:
     asked, said = MOMENTS[moment]
@@ -251,6 +252,7 @@ async def test_a_fault_of_the_upstream(play: Play, upstream: Upstream, moment: s
         assert stage.failures() == [int(number) for number in re.findall(r"\d+", expected)]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
 @pytest.mark.parametrize(
     ("begun", "end"),
@@ -290,6 +292,7 @@ async def test_bytes_beyond_an_answer_reach_nobody(
 # ---- before there is a connection to the upstream
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [("refused", 502), ("unknown", 502), ("reset", 502), ("close", 502), ("silence", 504), ("garbage", 502)],
@@ -325,6 +328,7 @@ async def vanishes(client: Peer) -> None:
     client.abort()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("gone", [hangs_up, vanishes])
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_a_client_that_is_gone_ends_its_exchange(
@@ -564,6 +568,7 @@ HALF_A_HEAD = b"GET /v1/models HTTP/1.1\r\nHost: h\r\nX-Half: "
 STALLED = (HALF_A_HEAD,) * 240 + (UPLOAD,) * 250 + (request(),) * 10
 
 
+@pytest.mark.untraced
 async def test_500_stalled_clients_keep_nobody_else_waiting(play: Play, upstream: Upstream) -> None:
     upstream.says(answer(body=b"x" * 12_000_000))  # more than the sockets of a connection hold
     async with play(OPENAI_PROXY_MAX_PARALLEL_REQUESTS="261") as stage:  # a head takes no slot

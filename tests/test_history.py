@@ -155,6 +155,7 @@ def writer(file: Path, count: int, pace: float = 0.0) -> "subprocess.Popen[str]"
     )
 
 
+@pytest.mark.untraced
 def test_three_processes_write_one_history(file: Path) -> None:
     processes = [writer(file, 700) for _ in range(3)]
     complaints = [process.communicate(timeout=PATIENCE)[1] for process in processes]

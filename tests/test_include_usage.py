@@ -1,6 +1,7 @@
 """Usage that the proxy asks for: asked of streamed chat completions alone, and heard by the ledger alone."""
 
 import json
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,9 +91,7 @@ class Said:
         self.closed = True
 
 
-@given(st.lists(st.integers(0, len(WORD + WORD + USAGE + DONE)), max_size=8))
-async def test_the_event_goes_whatever_the_cutting_and_the_others_stay(cuts: list[int]) -> None:
-    whole = WORD + WORD + USAGE + DONE
+async def less_its_event(whole: bytes, cuts: Iterable[int]) -> None:
     edges = [0, *sorted(cuts), len(whole)]
     heard: list[bytes] = []
     sink = Gathered()
@@ -105,6 +104,15 @@ async def test_the_event_goes_whatever_the_cutting_and_the_others_stay(cuts: lis
     assert not answer.complete
     await answer.close()
     assert said.closed
+
+
+@given(st.lists(st.integers(0, len(WORD + WORD + USAGE + DONE)), max_size=8))
+async def test_the_event_goes_whatever_the_cutting_and_the_others_stay(cuts: list[int]) -> None:
+    await less_its_event(WORD + WORD + USAGE + DONE, cuts)
+
+
+async def test_the_event_goes_byte_by_byte_too() -> None:
+    await less_its_event(whole := WORD + WORD + USAGE + DONE, range(len(whole)))
 
 
 async def test_an_event_too_long_to_wait_for_goes_on() -> None:

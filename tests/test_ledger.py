@@ -241,6 +241,7 @@ A_PROCESS_WHOSE_STDOUT_IS_FULL = """
 """
 
 
+@pytest.mark.untraced
 def test_a_process_whose_stdout_nobody_reads_goes_on_and_ends() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", dedent(A_PROCESS_WHOSE_STDOUT_IS_FULL)],

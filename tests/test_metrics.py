@@ -121,6 +121,7 @@ def test_figures_add_up_over_batches(metrics: Metrics) -> None:
     assert value(metrics, "oxy_exchange_duration_seconds_count", "relay") == 3
 
 
+@pytest.mark.untraced
 def test_of_many_models_the_first_hundred_have_labels_of_their_own(metrics: Metrics) -> None:
     metrics.write([written(model=f"model-{number}", usage=Usage(input=1)) for number in range(150)])
     assert len(models(metrics)) == 101
@@ -235,6 +236,7 @@ class Worker:
         self.process.communicate(timeout=PATIENCE)  # it hears no more orders
 
 
+@pytest.mark.untraced
 def test_the_metrics_of_three_workers_add_up_also_after_one_is_killed(tmp_path: Path) -> None:
     workers = [Worker(tmp_path, count) for count in (1, 2, 4)]
     for worker in workers:

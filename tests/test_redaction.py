@@ -119,6 +119,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("piece", HOSTILE)
 @pytest.mark.parametrize("beginning", ["", 'key token="'])
 def test_no_text_of_a_megabyte_takes_long(beginning: str, piece: str) -> None:

@@ -165,6 +165,7 @@ def refuses(port: int) -> bool:
 # ---- TLS
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_with_a_certificate_it_speaks_tls_and_nothing_else(
     run: Run, listener: socket.socket, tmp_path: Path, workers: str
@@ -194,6 +195,7 @@ def test_with_a_certificate_it_speaks_tls_and_nothing_else(
 # ---- an ordered stop
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_running_stream_finishes_after_the_order_to_stop(
     run: Run, listener: socket.socket, number: signal.Signals
@@ -230,8 +232,8 @@ def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: so
     assert line.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.untraced)])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.untraced), "2"])
 def test_a_second_order_to_stop_ends_it_at_once(
     run: Run, listener: socket.socket, number: signal.Signals, workers: str
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_second_order_to_stop_ends_it_at_once(
     assert "Traceback" not in process.errors
 
 
+@pytest.mark.untraced
 def test_while_it_drains_it_says_so_to_those_who_are_connected(run: Run, listener: socket.socket) -> None:
     process = run("--target", local_url(listener))
     with (
@@ -300,6 +303,7 @@ def test_two_workers_both_answer_and_stop_with_status_0(run: Run) -> None:
     assert UPSTREAM_KEY not in process.errors
 
 
+@pytest.mark.untraced
 def test_ctrl_c_stops_two_workers_in_silence(run: Run) -> None:
     process = run("--workers", "2", "--target", NOBODY)
     assert process.health().status == 200
@@ -600,6 +604,7 @@ async def test_a_request_to_upgrade_is_relayed_in_silence(
 # ---- what uvicorn is told
 
 
+@pytest.mark.untraced
 def test_the_server_adds_no_fields_of_its_own(run: Run) -> None:
     process = run()
     names = {name.lower() for name, _ in process.health().getheaders()}

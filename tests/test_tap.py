@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from proxy import codings
 from proxy.errors import Pairs
-from proxy.tap import HEAD, MOST, TAIL, Tap
+from proxy.tap import HEAD, MOST, TAIL, TRIES, Tap
 from proxy.usage import KINDS, Usage, usage_of
 
 if sys.version_info >= (3, 14):
@@ -407,6 +407,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
 def test_no_bytes_are_too_strange(body: bytes) -> None:
     for media_type, _ in FORMS.values():
@@ -415,6 +416,12 @@ def test_no_bytes_are_too_strange(body: bytes) -> None:
             assert heard(media_type, *in_pieces(body[:100_000], 7), framing=framing)[0] is None
         for coding, _ in list(CODINGS.values())[1:]:
             assert heard(media_type, body, coding=coding) == UNKNOWN
+
+
+@pytest.mark.parametrize(("names", "known"), [(TRIES - 1, (Usage(total=1), None)), (TRIES, UNKNOWN)])
+def test_usage_is_not_looked_for_without_end(names: int, known: Told) -> None:
+    body = b'{"usage": {"total_tokens": 1}, "a": [0%b]}' % (b',"usage"' * names)
+    assert heard(JSON, body) == known
 
 
 def test_the_newest_event_with_usage_counts() -> None:
@@ -475,6 +482,7 @@ def held(tap: Tap) -> int:
     return sum(sys.getsizeof(getattr(tap, slot)) for slot in Tap.__slots__)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("size", [1, 1000, TAIL + 1, 10_000_000])
 @pytest.mark.parametrize("form", ["JSON", "SSE"])
 def test_what_is_held_does_not_grow_with_the_answer(form: str, size: int) -> None:

@@ -61,6 +61,7 @@ def proxy_protocols() -> list[Any]:
     return [frame.f_locals["self"] for frame in frames]
 
 
+@pytest.mark.untraced
 async def test_a_flood_of_pings_to_one_who_does_not_read_leaves_one_pong(proxy: Running, far: Far) -> None:
     async with session(proxy, far) as (client, there):
         await fill(there, b"x" * 2**20, most=100)

@@ -23,8 +23,8 @@ SWITCHING = (
 
 
 @pytest.fixture
-def start(tmp_path: Path, upstream: Upstream) -> Start:
-    return lambda **environ: running(load({"OXY_TARGET": upstream.url, **environ}, tmp_path))
+def start(upstream: Upstream) -> Start:
+    return lambda **environ: running(load({"OXY_TARGET": upstream.url, **environ}, None))
 
 
 async def told(start: Start, **environ: str) -> tuple[int, str, str]:

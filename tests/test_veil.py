@@ -23,6 +23,7 @@ async def heard(proxy: Running, upstream: Upstream, said: bytes) -> tuple[list[t
     return back.headers, back.body
 
 
+@pytest.mark.untraced
 @each_key
 @pytest.mark.parametrize("name", [b"Location", b"WWW-Authenticate", b"Set-Cookie", b"X-Debug"])
 @pytest.mark.parametrize("status", [200, 302, 401])

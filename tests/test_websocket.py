@@ -51,9 +51,9 @@ async def far() -> AsyncIterator[Far]:
 
 
 @pytest.fixture
-def start(far: Far, tmp_path: Path) -> Start:
+def start(far: Far) -> Start:
     """Start a proxy before that upstream."""
-    return lambda **environ: running(load({"OXY_TARGET": far.url, **environ}, tmp_path))
+    return lambda **environ: running(load({"OXY_TARGET": far.url, **environ}, None))
 
 
 @pytest.fixture
@@ -409,6 +409,7 @@ async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
         there.abort()
 
 
+@pytest.mark.untraced
 async def test_two_hundred_sessions_at_once_keep_their_messages_apart(proxy: Running, far: Far) -> None:
     async def one(number: int) -> None:
         async with dial(proxy, f"/v1/{number}") as client:

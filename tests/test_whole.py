@@ -227,6 +227,7 @@ def test_the_bound_is_on_what_comes_out(coding: bytes, pack: Packer, beyond: int
         assert len(expanded(packed, coding, 100_000)) == 100_000
 
 
+@pytest.mark.untraced
 @each_packing
 def test_a_bomb_takes_no_more_memory_than_the_bound(coding: bytes, pack: Packer) -> None:
     bomb = pack(bytes(32 * MEGABYTE))
