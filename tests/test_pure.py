@@ -114,3 +114,33 @@ async def test_nothing_is_said_of_what_is_malformed_behind_an_answer(start: Star
         await client.say(b"no length\r\n")
         assert await client.rest() == b""
     assert upstream.accepted == 0
+
+
+async def test_an_answer_that_breaks_off_never_looks_whole_to_a_client_of_http_1_0(
+    start: Start, upstream: Upstream
+) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(b"GET /v1/models HTTP/1.0\r\n\r\n")
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"one"))
+        await client.until(b"one")
+        there.abort()
+        with pytest.raises(ConnectionResetError):
+            await client.until(b"more")
+
+
+async def test_a_client_of_http_1_0_that_vanishes_is_no_fault(
+    start: Start, upstream: Upstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(b"GET /v1/models HTTP/1.0\r\n\r\n")
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"one"))
+        await client.until(b"one")
+        client.abort()
+        await there.closed()
+    assert "Traceback" not in capsys.readouterr().err
