@@ -78,6 +78,15 @@ async def test_an_offer_of_another_protocol_is_no_more_than_a_request(start: Sta
         assert (await client.hear()).body == b"plain"
 
 
+async def test_a_method_goes_on_as_it_came(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer())
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request("patCH"))
+        assert (await client.hear()).status == 200
+    assert upstream.heard[0].start.startswith(b"patCH ")  # RFC 9110 9.1: the case of a method counts
+
+
 async def test_the_order_to_stop_ends_a_stream_of_ours(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "TURN", 0.01)
     async with start(ACCESS_TOKEN=TOKEN) as proxy:
