@@ -8,6 +8,7 @@ import pytest
 
 from proxy import board
 from proxy.recall import Recall
+from proxy.request import MAX_HEAD, MAX_TARGET
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start, ways
 from tests.desk import BEARER, TOKEN
 from tests.peers import Upstream, answer, chunked, request
@@ -102,6 +103,20 @@ async def test_what_is_malformed_gets_the_proxy_s_own_error(start: Start) -> Non
         client = await proxy.connect()
         await client.say(b"GET nowhere\r\n\r\n")
         assert json.loads((await client.hear()).body)["error"]["code"] == "OPENAI_PROXY_BAD_REQUEST"
+
+
+async def test_a_client_that_says_nothing_is_not_waited_for(start: Start) -> None:
+    async with start(PROXY_HEAD_TIMEOUT_MS="50") as proxy:
+        client = await proxy.connect()
+        assert (await client.hear()).status == 408
+        await client.closed()
+
+
+async def test_a_head_without_an_end_is_not_kept(start: Start) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(b"GET / HTTP/1.1\r\nX: ", b"x" * (MAX_TARGET + MAX_HEAD))
+        assert (await client.head()).status == 400
 
 
 async def test_a_body_that_turns_out_malformed_ends_the_exchange(start: Start, upstream: Upstream) -> None:
