@@ -5,6 +5,7 @@ What it does that uvicorn's does not:
 - it tells the exchange the target as it came (in ASGI's path and query `/v1/models?` and `/v1/models` look alike), and
   whether the server is about to stop;
 - a head has to come within a time, and what is malformed gets the proxy's JSON error;
+- an answer that breaks off does not look whole to a client of HTTP/1.0 either;
 - an offer of WebSocket is taken as `HttpProtocol` takes it, by the same protocol.
 """
 
@@ -17,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from proxy.cycle import refusal
+from proxy.cycle import refusal, reset
 from proxy.errors import BadRequest, Failure, RequestTimeout
 from proxy.handshake import offers_websocket
 from proxy.request import MAX_HEAD, MAX_TARGET
@@ -119,7 +120,12 @@ class PureProtocol(H11Protocol):
     # Its own
 
     async def _tell_more(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.config.loaded_app({**scope, "target": self._requests.target, "line": self}, receive, send)
+        try:
+            await self.config.loaded_app({**scope, "target": self._requests.target, "line": self}, receive, send)
+        finally:
+            torn = self.cycle.response_started and not self.cycle.response_complete
+            if torn and scope["http_version"] == "1.0" and not self.transport.is_closing():
+                reset(self.transport)  # its end would be taken for that of the answer
 
     def _expect_head(self) -> None:
         if self._alarm is None:

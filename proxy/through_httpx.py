@@ -60,6 +60,7 @@ class ThroughHttpx:
         extensions = {"timeout": asdict(timeouts), "trace": dialled}
         stream = BodyStream(body) if body is not None else NOTHING
         request = httpx.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
+        request.method = method  # it has made capitals of it
         # The extension "target" would keep the bytes as they are too, but an outbound proxy would be given it as well.
         request.url = RawUrl(self._url, target)  # type: ignore[assignment]
         try:

@@ -293,6 +293,20 @@ async def test_under_uvicorn_as_it_comes_it_streams_and_hears_a_hang_up(
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
+async def test_under_uvicorn_as_it_comes_a_304_is_whole_whatever_length_it_states(
+    settings_of: SettingsOf, upstream: Upstream, http: HTTPProtocolType
+) -> None:
+    upstream.says(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 12\r\nETag: a\r\n\r\n")
+    settings = settings_of(OXY_TARGET=upstream.url)
+    async with running(settings, config=Config(create_app(settings), http=http, log_config=None)) as proxy:
+        client = await proxy.connect()
+        for _ in range(2):
+            await client.say(request())
+            heard = await client.hear()
+            assert (heard.status, heard.get(b"etag")) == (304, b"a")
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
 async def test_under_uvicorn_as_it_comes_a_session_passes_and_ends_with_its_client(
     settings_of: SettingsOf, http: HTTPProtocolType
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from proxy import board
 from proxy.recall import Recall
+from proxy.request import MAX_HEAD, MAX_TARGET
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start, ways
 from tests.desk import BEARER, TOKEN
 from tests.peers import Upstream, answer, chunked, request
@@ -78,6 +79,15 @@ async def test_an_offer_of_another_protocol_is_no_more_than_a_request(start: Sta
         assert (await client.hear()).body == b"plain"
 
 
+async def test_a_method_goes_on_as_it_came(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer())
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request("patCH"))
+        assert (await client.hear()).status == 200
+    assert upstream.heard[0].start.startswith(b"patCH ")  # RFC 9110 9.1: the case of a method counts
+
+
 async def test_the_order_to_stop_ends_a_stream_of_ours(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "TURN", 0.01)
     async with start(ACCESS_TOKEN=TOKEN) as proxy:
@@ -93,6 +103,20 @@ async def test_what_is_malformed_gets_the_proxy_s_own_error(start: Start) -> Non
         client = await proxy.connect()
         await client.say(b"GET nowhere\r\n\r\n")
         assert json.loads((await client.hear()).body)["error"]["code"] == "OPENAI_PROXY_BAD_REQUEST"
+
+
+async def test_a_client_that_says_nothing_is_not_waited_for(start: Start) -> None:
+    async with start(PROXY_HEAD_TIMEOUT_MS="50") as proxy:
+        client = await proxy.connect()
+        assert (await client.hear()).status == 408
+        await client.closed()
+
+
+async def test_a_head_without_an_end_is_not_kept(start: Start) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(b"GET / HTTP/1.1\r\nX: ", b"x" * (MAX_TARGET + MAX_HEAD))
+        assert (await client.head()).status == 400
 
 
 async def test_a_body_that_turns_out_malformed_ends_the_exchange(start: Start, upstream: Upstream) -> None:
@@ -114,3 +138,33 @@ async def test_nothing_is_said_of_what_is_malformed_behind_an_answer(start: Star
         await client.say(b"no length\r\n")
         assert await client.rest() == b""
     assert upstream.accepted == 0
+
+
+async def test_an_answer_that_breaks_off_never_looks_whole_to_a_client_of_http_1_0(
+    start: Start, upstream: Upstream
+) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(b"GET /v1/models HTTP/1.0\r\n\r\n")
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"one"))
+        await client.until(b"one")
+        there.abort()
+        with pytest.raises(ConnectionResetError):
+            await client.until(b"more")
+
+
+async def test_a_client_of_http_1_0_that_vanishes_is_no_fault(
+    start: Start, upstream: Upstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(b"GET /v1/models HTTP/1.0\r\n\r\n")
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"one"))
+        await client.until(b"one")
+        client.abort()
+        await there.closed()
+    assert "Traceback" not in capsys.readouterr().err
