@@ -29,6 +29,7 @@ from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, w
 from proxy.upgrade import WebSocketProtocol, opening
 
 MAX_WAITING = 100  # requests that a client may send ahead
+FEW_WAITING = 8  # as many may wait before no more is read, for while nothing is read no hang-up is noticed
 HEAD_TIMEOUT = 30.0  # seconds for a head to come
 CLIENT_TIMEOUT = 300.0  # seconds for a client to send something of its body, or to read something of its answer
 ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -217,7 +218,8 @@ class HttpProtocol(asyncio.Protocol):
             self._start(cycle, scope)
         elif len(self._waiting) < MAX_WAITING:
             self._waiting.append((cycle, scope))
-            self.pause_reading()
+            if len(self._waiting) > FEW_WAITING:
+                self.pause_reading()
         else:
             self._waiting[-1][0].last = True  # what follows it has to be asked for again (RFC 9112 9.3.2)
 
@@ -261,8 +263,8 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Hear the client on, unless requests of its wait already."""
-        if self._reading_paused and not self._waiting:
+        """Hear the client on, unless many requests of its wait already."""
+        if self._reading_paused and len(self._waiting) <= FEW_WAITING:
             self._reading_paused = False
             self._transport.resume_reading()
 

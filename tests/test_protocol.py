@@ -19,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from proxy import cycle, protocol
-from proxy.protocol import MAX_WAITING, HttpProtocol
+from proxy.protocol import FEW_WAITING, MAX_WAITING, HttpProtocol
 from proxy.request import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from proxy.server import listen
 from tests.peers import PATIENCE, Heard, Pairs, Peer, chunked, connect, request
@@ -506,31 +506,34 @@ async def test_a_body_may_go_on_while_its_request_waits(stage: Stage, client: Pe
     assert await second.hear() == b"onetwo"
 
 
-async def test_a_client_is_not_read_while_requests_of_its_wait() -> None:
+async def test_a_client_is_not_read_while_many_requests_of_its_wait() -> None:
     stage, wire = Stage(), Wire()
     connection = by_hand(stage, wire)
-    connection.data_received(request() + request() + request())
-    first = await stage.next()
+    connection.data_received(request() * (1 + FEW_WAITING))
+    assert wire.calls == []
+    connection.data_received(request())
     assert wire.calls == ["pause"]
-    await first.hear()
-    await first.answer()
-    second = await stage.next()
-    assert wire.calls == ["pause"], "one waits still"
-    await second.answer()
-    third = await stage.next()
-    assert wire.calls == ["pause", "resume"]
-    await third.answer()
+    for _ in range(2 + FEW_WAITING):
+        await (await stage.next()).answer()
     assert wire.calls == ["pause", "resume"]
     connection.connection_lost(None)
 
 
+async def test_a_client_that_sent_a_few_requests_ahead_is_missed_at_once(stage: Stage, client: Peer) -> None:
+    await client.say(request() * (1 + FEW_WAITING))
+    exchange = await stage.next()
+    client.abort()
+    await until(lambda: exchange.ended)
+    assert len(stage.begun) == 1
+
+
 async def test_nothing_that_waits_begins_once_the_client_is_gone(stage: Stage, client: Peer) -> None:
-    await client.say(request(target=b"/1"), request(target=b"/2"))
+    await client.say(request(target=b"/1"), request(target=b"/2") * (1 + FEW_WAITING))
     exchange = await stage.next()
     client.abort()
     await exchange.begin()
     for _ in range(100):
-        await exchange.say(b"a" * 1000)  # a client whose requests wait is not read: its end shows in writing
+        await exchange.say(b"a" * 1000)  # a client of which many requests wait is not read: its end shows in writing
         await asyncio.sleep(0)
     await stage.serving.forgotten()
     assert [one.target for one in stage.begun] == [b"/1"]
