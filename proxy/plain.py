@@ -6,6 +6,7 @@ right or refused here as far as it can still be seen; docs/one-file.md names wha
 """
 
 import asyncio
+import re
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,7 @@ from proxy.errors import BadRequest, Failure
 from proxy.exchange import new_id
 from proxy.request import examine, measure, origin_form
 
+LENGTH = re.compile(rb"\d{1,18}")  # RFC 9112 6.3; what has more digits no machine can hold, nor Python's int() read
 NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
 DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -57,6 +59,8 @@ def complete(scope: Scope) -> Scope:
         raise BadRequest("A tunnel is nothing to relay")
     if b"content-length" in fields and b"transfer-encoding" in fields:
         raise BadRequest("A body has one length")  # RFC 9112 6.3: it may be an attempt at smuggling
+    if not LENGTH.fullmatch(fields.get(b"content-length", b"0")):
+        raise BadRequest("The length of the body is no number, or one beyond reason")
     examine(pairs, fields, scope["http_version"])
     measure(target, pairs)
     target = origin_form(target)

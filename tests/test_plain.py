@@ -129,6 +129,8 @@ async def test_what_is_no_http_request_passes_as_it_is() -> None:
         (scope_of(http_version="2"), 400),
         (scope_of(headers=[]), 400),
         (scope_of(headers=[(b"host", b"h"), (b"content-length", b"1"), (b"transfer-encoding", b"chunked")]), 400),
+        (scope_of(headers=[(b"host", b"h"), (b"content-length", b"1" * 5000)]), 400),
+        (scope_of(headers=[(b"host", b"h"), (b"content-length", b"-1")]), 400),
         (scope_of(headers=[(b"host", b"h"), (b"transfer-encoding", b"gzip")]), 501),
         (scope_of(raw_path=b"/" + b"x" * MAX_TARGET), 414),
         (scope_of(headers=[(b"host", b"h"), (b"x", b"x" * MAX_HEAD)]), 431),
