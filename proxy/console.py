@@ -85,7 +85,7 @@ class Door:
 
     async def _answer(self, request: Request) -> Response:
         if self._login is None:
-            raise Forbidden("No ACCESS_TOKEN is set for this proxy, so that nobody may see this page")
+            raise Forbidden("No ACCESS_TOKEN is set for this proxy: set one, and whoever has it may see this page")
         if request.method not in METHODS:
             raise MethodNotAllowed("This page is only to be read", allow=", ".join(METHODS))
         return await self._login.check(request) or await self._render(request)

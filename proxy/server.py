@@ -95,12 +95,12 @@ def configure(settings: Settings) -> uvicorn.Config:
 
 def serve(settings: Settings, sock: socket.socket) -> None:
     """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
-    with workspace(settings) as settings:
-        _serve(settings, sock)
+    with workspace(settings) as equipped:
+        _serve(equipped, sock, partial(announce, settings, sock))
     log.info("oxy has stopped")
 
 
-def _serve(settings: Settings, sock: socket.socket) -> None:
+def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> None:
     config = configure(settings)
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on
@@ -111,7 +111,7 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, server.handle_exit)
         run = partial(server.run, sockets=[sock])
-    announce(settings, sock)
+    say()
     run()
 
 

@@ -299,6 +299,7 @@ def test_two_workers_both_answer_and_stop_with_status_0(run: Run) -> None:
     assert not any(worker.is_running() for worker in workers)
     assert process.news == []
     assert "workers 2" in process.errors
+    assert "history" not in process.errors, "the folder for what workers share is nobody's choice"
     assert CLIENT_KEY not in process.errors
     assert UPSTREAM_KEY not in process.errors
 
