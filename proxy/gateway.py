@@ -17,6 +17,7 @@ from proxy.downstream import Downstream
 from proxy.errors import DownstreamClosed, Failure, Unforeseen
 from proxy.exchange import Call, Exchange, Request, new_id
 from proxy.guard import Guard
+from proxy.headers import by_name
 from proxy.include_usage import WithoutUsage
 from proxy.ledger import Ledger
 from proxy.routes import Route
@@ -76,7 +77,7 @@ class Gateway:
         waited = exchange.elapsed()
         answer = await self._upstream.open(exchange, call)
         exchange.upstream_wait = exchange.elapsed() - waited
-        fields = {name: value for name, value in answer.headers}  # noqa: C416  `dict` is slower
+        fields = by_name(answer.headers)
         tap = Tap(fields)
         try:
             exchange.upstream_id = read(fields.get(b"x-request-id"))

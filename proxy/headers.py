@@ -71,6 +71,11 @@ def in_lower_case(name: bytes) -> bytes:
     return lowered
 
 
+def by_name(pairs: Pairs) -> Fields:
+    """Return the fields by their names, of several the first."""
+    return dict(pairs[::-1])
+
+
 def has_any(data: bytes, *wanted: bytes) -> bool:
     """Tell whether one of these occurs in the data. In Python 3.11, `in` makes and drops an exception each time."""
     for one in wanted:  # noqa: SIM110  a generator takes twice as long

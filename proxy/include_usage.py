@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable
 
 from proxy.downstream import Downstream
-from proxy.exchange import Answer, Call, Exchange, Sink
+from proxy.exchange import Answer, Call, Exchange
+from proxy.filtered import Filtered
 from proxy.guard import Budget
 from proxy.headers import first
 from proxy.jsontext import member, read, write
@@ -66,53 +67,27 @@ def asked(content: bytes) -> bytes | None:
     return write(members | {"stream_options": member("stream_options", {**given, "include_usage": True})}).encode()
 
 
-class WithoutUsage:
-    """A stream of events less the one that tells usage alone. `hear` gets all of it."""
+class WithoutUsage(Filtered):
+    """A stream of events less the one that tells usage alone. `hear` gets all of it.
+
+    An event that is too long to be waited for goes on as it is.
+    """
 
     def __init__(self, answer: Answer, hear: Callable[[bytes], None]) -> None:
-        self.status = answer.status
-        self.headers = [pair for pair in answer.headers if pair[0] != b"content-length"]
-        self._answer = answer
+        super().__init__(answer, [pair for pair in answer.headers if pair[0] != b"content-length"])
         self._hear = hear
-        self._sink: Sink
         self._held = b""  # of an event that has not ended
 
-    @property
-    def complete(self) -> bool:
-        """Whether its last byte is here."""
-        return self._answer.complete
-
-    async def pour(self, sink: Sink) -> None:
-        """Push each event into the sink as it ends."""
-        self._sink = sink
-        await self._answer.pour(self)
-
-    def take(self) -> bytes:
-        """Return what is here and has not gone into a sink."""
-        rest = self._answer.take()
-        self._hear(rest)
-        return less_usage(self._held + rest)
-
-    async def close(self) -> None:
-        """Close the answer beneath."""
-        await self._answer.close()
-
-    # What the answer beneath calls, as of a sink
-
-    def push(self, piece: bytes) -> bool:
-        """Pass on the events that have ended; one that is too long to be waited for goes on as it is."""
+    def filtered(self, piece: bytes, *, last: bool) -> bytes:
+        """Return the events that have ended; at the end, all that is left."""
         self._hear(piece)
         data = self._held + piece
         ends = [found.end() for found in EVENT_END.finditer(data)]
         end = ends[-1] if ends else 0
-        if len(data) - end > LONGEST_EVENT:
+        if last or len(data) - end > LONGEST_EVENT:
             end = len(data)
         self._held = data[end:]
-        return self._sink.push(less_usage(data[:end]))
-
-    async def drain(self) -> None:
-        """Wait until there is room again."""
-        await self._sink.drain()
+        return less_usage(data[:end])
 
 
 def less_usage(events: bytes) -> bytes:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.errors import BadRequest, Failure
 from proxy.exchange import new_id
+from proxy.headers import by_name
 from proxy.request import examine, measure, origin_form
 
 LENGTH = re.compile(rb"\d{1,18}")  # RFC 9112 6.3; what has more digits no machine can hold, nor Python's int() read
@@ -70,7 +71,7 @@ def complete(scope: Scope) -> Scope:
 
 def essence(scope: Scope) -> Scope:
     """Return `fields` and `target` of a request."""
-    fields = dict(scope["headers"][::-1])  # the first of several
+    fields = by_name(scope["headers"])
     return {"fields": fields, "target": scope["target"] if "target" in scope else rebuilt(scope)}
 
 

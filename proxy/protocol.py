@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from proxy.cycle import Cycle, Farewell, refusal, reset
 from proxy.errors import BadRequest, Failure, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.handshake import offers_websocket
-from proxy.headers import LOWER_CASE, in_lower_case
+from proxy.headers import LOWER_CASE, by_name, in_lower_case
 from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
 from proxy.upgrade import WebSocketProtocol, opening
 
@@ -187,7 +187,7 @@ class HttpProtocol(asyncio.Protocol):
         self._undone = 0
         self._deadline = None
         pairs, version = self._pairs, self._parser.get_http_version()
-        fields = {name: value for name, value in reversed(pairs)}  # noqa: C416  the first of several; `dict` is slower
+        fields = by_name(pairs)
         examine(pairs, fields, version)
         if self._large:
             measure(self._target, pairs)

@@ -20,6 +20,7 @@ from websockets.frames import Frame
 from proxy.errors import Pairs
 from proxy.exchange import GOING_AWAY
 from proxy.handshake import NONCE, examine_handshake
+from proxy.headers import by_name
 from proxy.request import examine, measure, origin_form
 
 STALL = 60.0  # seconds after the end of a session in which a client has to read what is left of it
@@ -33,7 +34,7 @@ HEAD = (
 
 def opening(method: str, target: bytes, pairs: Pairs) -> Scope:
     """Return what the scope of a session says of its handshake. Raises `Failure` where it is none."""
-    fields = dict(pairs[::-1])  # the first of several
+    fields = by_name(pairs)
     examine(pairs, fields, "1.1")
     measure(target, pairs)
     examine_handshake(method, pairs, fields)

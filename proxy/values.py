@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from proxy import native
@@ -27,6 +27,7 @@ LogFormat = Literal["json", "text"]
 Transport = Literal["auto", "fast", "httpx"]
 Azure = Literal["off", "v1", "deployments"]
 UpstreamAuth = Literal["auto", "bearer", "api-key", "entra"]
+Word = TypeVar("Word", bound=str)
 # Resources of Azure, in its clouds. They take a key as `api-key`.
 AZURE_HOSTS = tuple(
     f".{service}.azure.{cloud}"
@@ -176,51 +177,33 @@ def patterns(text: str) -> tuple[str, ...]:
 
 def forwarded(text: str) -> Forwarded:
     """Read what becomes of the headers that name the client's address."""
-    match text.lower():
-        case "drop" | "append" | "pass" as word:
-            return word
-        case _:
-            raise ValueError("write drop, append or pass")
+    return _one_of(text, "drop", "append", "pass")
 
 
 def transport(text: str) -> Transport:
     """Read which way calls take upstream."""
-    match text.lower():
-        case "fast" if not native.has_llhttp():
-            raise ValueError("fast takes one more package: pip install httptools")
-        case "auto" | "fast" | "httpx" as word:
-            return word
-        case _:
-            raise ValueError("write auto, fast or httpx")
+    way: Transport = _one_of(text, "auto", "fast", "httpx")
+    if way == "fast" and not native.has_llhttp():
+        raise ValueError("fast takes one more package: pip install httptools")
+    return way
 
 
 def log_format(text: str) -> LogFormat:
     """Read how an exchange is written down."""
-    match text.lower():
-        case "json" | "text" as word:
-            return word
-        case _:
-            raise ValueError("write json or text")
+    return _one_of(text, "json", "text")
 
 
 def azure(text: str) -> Azure:
     """Read whether, and in which style, OpenAI's paths become Azure's."""
-    match text.lower():
-        case "off" | "v1" | "deployments" as word:
-            return word
-        case _:
-            raise ValueError("write off, v1 or deployments")
+    return _one_of(text, "off", "v1", "deployments")
 
 
 def upstream_auth(text: str) -> UpstreamAuth:
     """Read how the upstream is shown its key."""
-    match text.lower():
-        case "entra" if find_spec("azure") is None or find_spec("azure.identity") is None:
-            raise ValueError("entra takes one more package: pip install 'oxy-proxy[azure]'")
-        case "auto" | "bearer" | "api-key" | "entra" as word:
-            return word
-        case _:
-            raise ValueError("write auto, bearer, api-key or entra")
+    auth: UpstreamAuth = _one_of(text, "auto", "bearer", "api-key", "entra")
+    if auth == "entra" and (find_spec("azure") is None or find_spec("azure.identity") is None):
+        raise ValueError("entra takes one more package: pip install 'oxy-proxy[azure]'")
+    return auth
 
 
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
@@ -255,6 +238,13 @@ def certificate(text: str) -> Path:
     if not begins <= datetime.now(UTC) <= ends:
         raise ValueError(f"the certificate is in force from {begins.date()} to {ends.date()}, and not today")
     return path
+
+
+def _one_of(text: str, *words: Word) -> Word:
+    for word in words:
+        if text.lower() == word:
+            return word
+    raise ValueError(f"write {', '.join(words[:-1])} or {words[-1]}")
 
 
 def _moment(time: bytes) -> datetime:

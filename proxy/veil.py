@@ -7,7 +7,8 @@ them would delay them, and to change them break them.
 from collections.abc import Iterable
 
 from proxy.errors import Failure, Pairs
-from proxy.exchange import Answer, Sink
+from proxy.exchange import Answer
+from proxy.filtered import Filtered
 from proxy.headers import first, has_any
 from proxy.whole import OF_THE_BYTES, WINDOW, Retold, expanded, gathered
 
@@ -75,53 +76,23 @@ class Veil:
         return Retold(answer, [*kept, (b"content-length", str(len(masked)).encode())], masked)
 
 
-class Veiled:
+class Veiled(Filtered):
     """An error whose body is masked as it streams; what may be the beginning of a secret waits for what follows."""
 
     def __init__(self, answer: Answer, veil: Veil) -> None:
-        self.status = answer.status
-        self.headers: Pairs = answer.headers
-        self._answer = answer
+        super().__init__(answer, answer.headers)
         self._veil = veil
-        self._sink: Sink
         self._tail = b""
         self._looked_at = 0
 
-    @property
-    def complete(self) -> bool:
-        """Whether its last byte is here."""
-        return self._answer.complete
-
-    async def pour(self, sink: Sink) -> None:
-        """Push each piece into the sink as it comes, masked."""
-        self._sink = sink
-        await self._answer.pour(self)
-
-    def take(self) -> bytes:
-        """Return what is here and has not gone into a sink, masked."""
-        return self._masked(self._answer.take())
-
-    async def close(self) -> None:
-        """Close the answer beneath."""
-        await self._answer.close()
-
-    # What the answer beneath calls, as of a sink
-
-    def push(self, piece: bytes) -> bool:
-        """Pass on a piece, less what may be the beginning of a secret."""
-        data = self._masked(piece)
-        held = self._veil.longest - 1 if self._looked_at < MOST else 0
+    def filtered(self, piece: bytes, *, last: bool) -> bytes:
+        """Return what came, masked, less what may be the beginning of a secret."""
+        data = self._tail + piece
+        held = 0
+        if self._looked_at < MOST:
+            self._looked_at += len(piece)
+            data = self._veil.mask(data)
+            held = self._veil.longest - 1 if self._looked_at < MOST and not last else 0
         end = max(0, len(data) - held)
         self._tail = data[end:]
-        return self._sink.push(data[:end])
-
-    async def drain(self) -> None:
-        """Wait until there is room again."""
-        await self._sink.drain()
-
-    def _masked(self, piece: bytes) -> bytes:
-        data = self._tail + piece
-        if self._looked_at >= MOST:
-            return data
-        self._looked_at += len(piece)
-        return self._veil.mask(data)
+        return data[:end]

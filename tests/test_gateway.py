@@ -187,7 +187,7 @@ SOON = {"OPENAI_PROXY_UPSTREAM_TIMEOUT_MS": "100"}
 GOOD = {"result": "success", "status": 200, "route": "relay", "method": "POST", "path": "/v1/chat/completions"}
 TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
     "a success": (
-        saying(CHAT, answer(200, JSON, USED)),
+        saying(CHAT, answer(200, [*JSON, (b"X-Request-Id", b"req_2")], USED)),
         {},
         {
             **GOOD,

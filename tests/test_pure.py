@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from proxy.recall import Recall
 from proxy.request import MAX_HEAD, MAX_TARGET
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start, ways
 from tests.desk import BEARER, TOKEN
-from tests.peers import Upstream, answer, chunked, request
+from tests.peers import Peer, Upstream, answer, chunked, request
 from tests.sockets import Far, ended, fields, hear, session
 from tests.test_upgrade import PAIRS
 from tests.test_websocket import OFFER
@@ -140,9 +141,9 @@ async def test_nothing_is_said_of_what_is_malformed_behind_an_answer(start: Star
     assert upstream.accepted == 0
 
 
-async def test_an_answer_that_breaks_off_never_looks_whole_to_a_client_of_http_1_0(
-    start: Start, upstream: Upstream
-) -> None:
+@asynccontextmanager
+async def under_way(start: Start, upstream: Upstream) -> AsyncIterator[tuple[Peer, Peer]]:
+    """A client of HTTP/1.0 that has heard a part of its answer, and who says it."""
     async with start() as proxy:
         client = await proxy.connect()
         await client.say(b"GET /v1/models HTTP/1.0\r\n\r\n")
@@ -150,6 +151,13 @@ async def test_an_answer_that_breaks_off_never_looks_whole_to_a_client_of_http_1
         await there.hear()
         await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"one"))
         await client.until(b"one")
+        yield client, there
+
+
+async def test_an_answer_that_breaks_off_never_looks_whole_to_a_client_of_http_1_0(
+    start: Start, upstream: Upstream
+) -> None:
+    async with under_way(start, upstream) as (client, there):
         there.abort()
         with pytest.raises(ConnectionResetError):
             await client.until(b"more")
@@ -158,13 +166,7 @@ async def test_an_answer_that_breaks_off_never_looks_whole_to_a_client_of_http_1
 async def test_a_client_of_http_1_0_that_vanishes_is_no_fault(
     start: Start, upstream: Upstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with start() as proxy:
-        client = await proxy.connect()
-        await client.say(b"GET /v1/models HTTP/1.0\r\n\r\n")
-        there = await upstream.accept()
-        await there.hear()
-        await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"one"))
-        await client.until(b"one")
+    async with under_way(start, upstream) as (client, there):
         client.abort()
         await there.closed()
     assert "Traceback" not in capsys.readouterr().err
