@@ -483,3 +483,11 @@ async def test_a_head_that_is_held_back_goes_out_with_its_body(
     await one.send({"type": "http.response.start", "status": 200, "headers": headers, "hold": hold})
     await one.send({"type": "http.response.body", "body": b"{}"})
     assert line.calls == calls
+
+
+async def test_a_head_that_is_held_back_goes_out_before_what_is_pushed() -> None:
+    line = Noting()
+    one = cycle.Cycle(line, {"method": "GET", "http_version": "1.1", "fields": {}}, last=False)  # type: ignore[arg-type]
+    await one.send({"type": "http.response.start", "status": 200, "headers": [], "hold": True})
+    one.push(b"{}")
+    assert line.calls == [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"]

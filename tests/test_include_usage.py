@@ -122,6 +122,13 @@ async def test_an_event_too_long_to_wait_for_goes_on() -> None:
     assert len(sink.pieces[0]) > LONGEST_EVENT
 
 
+async def test_an_event_that_has_not_ended_when_the_stream_does_goes_on() -> None:
+    sink = Gathered()
+    answer = WithoutUsage(Said(WORD + b"data: half", b""), lambda _: None)
+    await answer.pour(sink)
+    assert [*sink.pieces, answer.take()] == [WORD, b"data: half"]
+
+
 @pytest.mark.parametrize(
     "events",
     [

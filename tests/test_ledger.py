@@ -108,6 +108,17 @@ def test_a_full_batch_does_not_wait_for_the_pause(
     ledger.close()
 
 
+def test_what_a_full_batch_leaves_waits_for_the_pause_alone(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "TICK", 2 * PATIENCE)
+    ledger = open_ledger()
+    until(lambda: shelves[1].batches)
+    for each in [exchange() for _ in range(BATCH + 3)]:
+        ledger.enter(each)
+    until(lambda: len(shelves[0].ids) == BATCH + 3)
+
+
 def test_the_books_are_opened_before_anything_happens(
     open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +209,22 @@ def test_closing_writes_what_waits_and_closes_the_books(
     ledger.close()
     assert len(shelves[0].ids) == 3
     assert all(shelf.closed is not None and 1 < shelf.closed <= 2 for shelf in shelves)
+
+
+def test_what_is_entered_while_the_last_is_written_is_written_too(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(entries: Sequence[Entry]) -> None:
+        shelves[1].batches.append(list(entries))
+        if len(shelves[1].ids) < 3:
+            ledger.enter(exchange())
+
+    monkeypatch.setattr(room, "TICK", 2 * PATIENCE)
+    ledger = open_ledger(shelves[:1])
+    until(lambda: shelves[0].batches)
+    monkeypatch.setattr(shelves[0], "write", write)
+    ledger.close()
+    assert len(shelves[1].ids) == 3
 
 
 def test_closing_does_not_wait_for_a_stuck_book_beyond_its_patience(

@@ -15,6 +15,7 @@ from uvicorn.config import Config, HTTPProtocolType
 from uvicorn.server import ServerState
 
 from proxy.app import create_app
+from proxy.downstream_websocket import WebSocketDownstream
 from proxy.plain import Line, Plain
 from proxy.protocol import HttpProtocol
 from proxy.pure import PureProtocol
@@ -95,6 +96,22 @@ async def test_the_exchange_is_told_what_our_own_server_would_tell_it() -> None:
     assert scopes[0]["line"].gone is False
     assert scopes[0]["line"].stopping is False
     assert scopes[0]["client"] is None  # a server need not know it
+
+
+@pytest.mark.parametrize("client", [{}, {"client": None}], ids=["not told", "told to be none"])
+async def test_a_session_is_told_the_same_and_has_no_address_where_the_server_knows_none(
+    client: dict[str, None],
+) -> None:
+    sessions: list[WebSocketDownstream] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        sessions.append(WebSocketDownstream(scope, receive, send))
+
+    await Server().serve(app, scope_of(type="websocket", **client))
+    assert sessions[0].client_address is None
+    assert sessions[0].target == b"/v1/%2F?a=%2B"
+    assert sessions[0].fields == {b"host": b"h", b"x-a": b"first"}
+    assert sessions[0].gone is False
 
 
 @pytest.mark.parametrize("query", [b"", b"a=b"])

@@ -1,5 +1,6 @@
 """What a Python without httptools does beyond uvicorn's own protocol; the modules that go each `way` have the rest."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from proxy.recall import Recall
 from proxy.request import MAX_HEAD, MAX_TARGET
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start, ways
 from tests.desk import BEARER, TOKEN
-from tests.peers import Peer, Upstream, answer, chunked, request
+from tests.peers import Pairs, Peer, Upstream, answer, chunked, request
 from tests.sockets import Far, ended, fields, hear, session
 from tests.test_upgrade import PAIRS
 from tests.test_websocket import OFFER
@@ -72,12 +73,20 @@ async def test_a_handshake_that_is_none_is_refused(
     assert upstream.accepted == 0
 
 
-async def test_an_offer_of_another_protocol_is_no_more_than_a_request(start: Start, upstream: Upstream) -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [[(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c")], OFFER[1:]],
+    ids=["of another protocol", "not in Connection"],
+)
+async def test_an_offer_that_is_not_one_of_websocket_is_no_more_than_a_request(
+    start: Start, upstream: Upstream, headers: Pairs
+) -> None:
     upstream.says(answer(body=b"plain"))
     async with start() as proxy:
         client = await proxy.connect()
-        await client.say(request(headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c")]))
+        await client.say(request(headers=headers))
         assert (await client.hear()).body == b"plain"
+    assert upstream.heard[0].get(b"upgrade") is None
 
 
 async def test_a_method_goes_on_as_it_came(start: Start, upstream: Upstream) -> None:
@@ -99,6 +108,13 @@ async def test_the_order_to_stop_ends_a_stream_of_ours(start: Start, monkeypatch
         assert (await client.rest()).endswith(b"0\r\n\r\n")
 
 
+async def test_the_order_to_stop_closes_both_sides_of_a_session(start: Start, far: Far) -> None:
+    async with start(OXY_TARGET=far.url) as proxy, session(proxy, far) as (client, there):
+        proxy.stop()
+        for end in (client, there):
+            assert await ended(end) == (1001, "The proxy stops")
+
+
 async def test_what_is_malformed_gets_the_proxy_s_own_error(start: Start) -> None:
     async with start() as proxy:
         client = await proxy.connect()
@@ -111,6 +127,13 @@ async def test_a_client_that_says_nothing_is_not_waited_for(start: Start) -> Non
         client = await proxy.connect()
         assert (await client.hear()).status == 408
         await client.closed()
+
+
+async def test_a_session_may_take_longer_than_a_head(start: Start, far: Far) -> None:
+    async with start(OXY_TARGET=far.url, PROXY_HEAD_TIMEOUT_MS="200") as proxy, session(proxy, far) as (client, there):
+        await asyncio.sleep(0.3)
+        await client.send("late")
+        assert await hear(there) == "late"
 
 
 async def test_a_head_without_an_end_is_not_kept(start: Start) -> None:

@@ -129,6 +129,15 @@ async def test_a_key_too_short_to_be_one_stands_in_too_many_words(start: Start, 
         assert back == b"an error"
 
 
+def test_a_renewed_token_and_the_one_before_it_are_masked_and_no_older_one() -> None:
+    veil = Veil([])
+    veil.know(b"token-one")
+    veil.know(b"token-two")
+    assert veil.mask(b"token-one token-two") == b"********* *********"
+    veil.know(b"token-new")
+    assert veil.mask(b"token-one token-two token-new") == b"token-one ********* *********"
+
+
 class Slow(Sink):
     """A sink without room."""
 
