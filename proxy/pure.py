@@ -112,7 +112,6 @@ class PureProtocol(H11Protocol):
         except Failure as failure:
             self._refuse(failure)
             return
-        self._stop_waiting()
         self.connections.discard(self)
         websocket = WebSocketProtocol(self.config, self.server_state, {}, self.loop)
         websocket.begin(self.transport, head, self.conn.trailing_data[0])
