@@ -18,11 +18,22 @@ def new_id() -> str:
     return f"{getrandbits(128):032x}"
 
 
+class Heard(Protocol):
+    """What was heard of an answer and not looked into yet: `size` bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+    def told(self) -> tuple[Usage | None, str | None]:
+        """Return usage and model as far as they are certain; asked once."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Exchange:
     """One request and its answer as they pass through: the only mutable record, and it holds no secret.
 
-    Once it is entered in the ledger nobody changes it any more. Times are seconds, but for `began`, the time of day.
+    Once it is entered in the ledger nobody but that changes it any more. Times are seconds, but for `began`, the time
+    of day.
 
       route           the name of the route, never a path
       path            as the client sent it, without its query
@@ -35,6 +46,7 @@ class Exchange:
       timed_out       what took too long, where something did: "connect", "head", "idle"
       failure, detail what went wrong, in words for the client and in words for the operator
       key             the name of the client key, never the key
+      heard           where the ledger is to look for usage and model; it lets go of it then
       usage_added     true where the proxy asked for the usage, and kept it from the client
       messages_in, messages_out, close_code    of a WebSocket: what came from the client, went to it, and ended it
     """
@@ -60,6 +72,7 @@ class Exchange:
     bytes_out: int = 0
     upstream_id: str | None = None
     usage: Usage | None = None
+    heard: Heard | None = None
     retries: int = 0
     overloaded: bool = False
     cancelled: bool = False

@@ -97,7 +97,8 @@ class Gateway:
         finally:
             await answer.close()
             if call.method == "POST":  # what is only fetched again was counted when it was made
-                exchange.usage, exchange.model = tap.told(complete=answer.complete)
+                tap.complete = answer.complete
+                exchange.heard = tap
 
 
 def server_timing(exchange: Exchange) -> tuple[bytes, bytes]:

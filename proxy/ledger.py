@@ -1,8 +1,8 @@
 """The ledger: one entry per exchange, written into every book by a thread of its own.
 
 An exchange is entered by putting it into a queue, and that is all that it pays for. Everything else happens in the
-clerk's thread, in batches: choosing the facts, rendering, metrics, history. A book that cannot be written costs
-entries, which are counted, and never an exchange.
+clerk's thread, in batches: looking into what was heard of an answer, choosing the facts, rendering, metrics, history. A
+book that cannot be written costs entries, which are counted, and never an exchange.
 """
 
 import logging
@@ -14,19 +14,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from proxy.entry import Book, Entry, Redact, entries
-from proxy.exchange import Exchange
+from proxy.exchange import Exchange, Heard
+from proxy.pace import in_slices
 
 BATCH = 500  # entries
 PAUSE = 0.2  # seconds in which a batch gathers
 TICK = 1.0  # seconds after which the books hear that nothing happened
 MOST_WAITING = 10_000  # entries
+MOST_HEARD = 4 * 1024 * 1024  # bytes of answers that wait with them; what is more is looked into at once
 PATIENCE = 2.0  # seconds for the last entries
-
-# A thread that computes keeps the loop waiting for the interpreter's lock, up to 5 ms at a time
-# (sys.getswitchinterval). So the clerk works in small slices, and sleeps between them for as long as the loop's thread
-# takes to wake up.
-SLICE = 50  # entries, about 0.5 ms
-BREATH = 0.0002  # seconds
+SLICE = 16  # entries, about 0.4 ms; see `pace`
 
 log = logging.getLogger("oxy")
 
@@ -43,6 +40,7 @@ class Ledger:
         self._complained: set[str] = set()
         self._told = 0
         self._give_up = math.inf
+        self._taken = self._looked_into = 0  # bytes of what was heard: each thread counts up its own
         self.dropped = 0
 
     def __repr__(self) -> str:
@@ -57,10 +55,15 @@ class Ledger:
         self._clerk.start()
 
     def enter(self, exchange: Exchange) -> None:
-        """Take an exchange that is settled. It is not to change any more."""
+        """Take an exchange that is settled. Nobody else is to change it any more."""
         if len(self._waiting) >= MOST_WAITING:
             self.dropped += 1
             return
+        if exchange.heard is not None:
+            if self._taken - self._looked_into > MOST_HEARD:
+                look_into(exchange, exchange.heard)
+            else:
+                self._taken += exchange.heard.size
         self._waiting.append(exchange)
         waiting = len(self._waiting)  # counted after it: else the clerk could go to sleep in between
         if waiting == 1:
@@ -107,14 +110,18 @@ class Ledger:
             log.warning("the ledger did not keep up: %s exchanges were not written down", missing)
 
     def _next_batch(self) -> list[Entry]:
+        exchanges = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
         batch: list[Entry] = []
-        while self._waiting and len(batch) < BATCH:
-            batch += self._entries([self._waiting.popleft() for _ in range(min(SLICE, len(self._waiting)))])
-            time.sleep(BREATH)
+        for some in in_slices(exchanges, SLICE):
+            batch += self._entries(some)
         return batch
 
     def _entries(self, exchanges: Sequence[Exchange]) -> list[Entry]:
         try:
+            for exchange in exchanges:
+                if (heard := exchange.heard) is not None:
+                    self._looked_into += heard.size
+                    look_into(exchange, heard)
             return entries(exchanges, self._redact)
         except Exception:
             self._complain("entries")
@@ -134,3 +141,9 @@ class Ledger:
         if name not in self._complained:
             self._complained.add(name)
             log.exception("the ledger's %s could not be written; this is said once", name)
+
+
+def look_into(exchange: Exchange, heard: Heard) -> None:
+    """Let the exchange know what was said in its answer; what was heard of it is let go."""
+    exchange.heard = None
+    exchange.usage, exchange.model = heard.told()

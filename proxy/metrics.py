@@ -29,6 +29,7 @@ from prometheus_client.utils import floatToGoString
 
 from proxy.entry import Entry, FirstFew, status_class
 from proxy.figures import Figures, Labels, SharedFile, of_all
+from proxy.pace import in_slices
 from proxy.usage import KINDS
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -36,6 +37,7 @@ SHARING = 1.0  # seconds; what a worker that is killed has counted since is lost
 DIRECTORY = "OXY_METRICS_DIRECTORY"  # where several workers share their figures; see `workspace`
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 MOST_MODELS = 100
+SLICE = 100  # entries
 REFUSALS = frozenset(("validation_error", "forbidden", "proxy_overloaded"))
 
 TIMES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
@@ -134,7 +136,14 @@ class Metrics:
         self._next_sharing = -math.inf
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Count these entries: what has the same labels together."""
+        """Count these entries."""
+        for some in in_slices(entries, SLICE):
+            self._count(some)
+        if time.monotonic() >= self._next_sharing:
+            self._share()
+
+    def _count(self, entries: Sequence[Entry]) -> None:
+        """Count some, what has the same labels together."""
         by_route, by_model = defaultdict(list), defaultdict(list)
         for entry in entries:
             exchange = entry.exchange
@@ -146,8 +155,6 @@ class Metrics:
                 self._count_route(route, group)
             for (model, name), group in by_model.items():
                 self._count_model(model, name, group)
-        if time.monotonic() >= self._next_sharing:
-            self._share()
 
     def close(self, patience: float) -> None:
         """Leave the others what was counted last; it stays for as long as the directory does."""

@@ -41,10 +41,10 @@ read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short
 class Tap:
     """Hears the pieces of one answer, and tells at the end what it said. `fields` are its own, framing included.
 
-    `streams` tells whether it is a stream of events.
+    `streams` tells whether it is a stream of events. `complete` is to be set where the answer came to its end.
     """
 
-    __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "streams")
+    __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "complete", "streams")
 
     def __init__(self, fields: Fields) -> None:
         media_type = fields.get(b"content-type", b"")
@@ -58,6 +58,12 @@ class Tap:
         self._framed = b"content-length" in fields or b"transfer-encoding" in fields
         self._kept = bytearray()
         self._opening = b""  # until something is cut off
+        self.complete = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes are kept."""
+        return len(self._kept) + len(self._opening)
 
     def hear(self, piece: bytes) -> None:
         """Take a copy of the next bytes of the body, as they were on the wire."""
@@ -68,9 +74,9 @@ class Tap:
         else:
             self._unfold(self._decoder.decode(piece))
 
-    def told(self, *, complete: bool) -> tuple[Usage | None, str | None]:
-        """Return usage and model as far as they are certain; asked once. `complete` says that the answer was."""
-        complete = complete and self._framed
+    def told(self) -> tuple[Usage | None, str | None]:
+        """Return usage and model as far as they are certain; asked once."""
+        complete = self.complete and self._framed
         if self._decoder is not None and not self._mute:
             self._unfold(self._decoder.end())
         if self._mute:

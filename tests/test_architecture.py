@@ -22,7 +22,7 @@ FLOORS = (
     ("the version", "__init__"),
     ("ground: what can go wrong, what is missing, what was used", "errors native usage"),
     ("ground: nouns and rules", "codings exchange headers jsontext session values"),
-    ("ground: bounds, and answers that change on their way", "filtered guard"),
+    ("ground: bounds, and answers that change on their way", "filtered guard pace"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry figures tables verdicts"),
     ("ground: calls for Azure, and tokens", "azure entra"),

@@ -14,8 +14,9 @@ import pytest
 from proxy import ledger as room
 from proxy.entry import Book, Entry
 from proxy.exchange import Exchange, new_id
-from proxy.ledger import BATCH, MOST_WAITING, Ledger
+from proxy.ledger import BATCH, MOST_HEARD, MOST_WAITING, Ledger
 from proxy.redaction import Redaction
+from proxy.usage import Usage
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 10.0
@@ -177,6 +178,66 @@ def test_an_exchange_that_cannot_be_spelled_costs_no_other(
     ledger.enter(even)
     until(lambda: shelves[0].ids)
     assert shelves[0].ids == [even.id]
+    assert told == ["the ledger's entries could not be written; this is said once"]
+
+
+class Hearsay:
+    """What was heard of an answer, and who looked into it."""
+
+    def __init__(self, size: int = 10, problem: Exception | None = None) -> None:
+        self.size = size
+        self.problem = problem
+        self.asked_by: list[int] = []
+
+    def told(self) -> tuple[Usage | None, str | None]:
+        self.asked_by.append(threading.get_ident())
+        if self.problem is not None:
+            raise self.problem
+        return {"input": 7}, "gpt-4o"
+
+
+def heard(hearsay: Hearsay) -> Exchange:
+    each = exchange()
+    each.heard = hearsay
+    return each
+
+
+def test_what_was_heard_is_looked_into_by_the_clerk(open_ledger: Open, shelves: tuple[Shelf, Shelf]) -> None:
+    ledger, hearsay = open_ledger(), Hearsay()
+    ledger.enter(heard(hearsay))
+    until(lambda: shelves[1].ids)
+    assert shelves[0].batches[-1][0].facts["tokens"] == {"input": 7}
+    assert shelves[0].batches[-1][0].facts["model"] == "gpt-4o"
+    assert shelves[0].batches[-1][0].exchange.heard is None  # else it would be kept for as long as the entry is
+    assert len(hearsay.asked_by) == 1
+    assert hearsay.asked_by != [threading.get_ident()]
+
+
+def test_what_was_heard_and_waits_is_bounded(shelves: tuple[Shelf, Shelf]) -> None:
+    ledger = Ledger(shelves, Redaction())
+    hearsays = [Hearsay(MOST_HEARD // 2) for _ in range(5)]
+    for hearsay in hearsays:
+        ledger.enter(heard(hearsay))
+    assert [len(hearsay.asked_by) for hearsay in hearsays] == [0, 0, 0, 1, 1]
+    ledger.start()
+    until(lambda: len(shelves[1].ids) == 5)
+    assert [len(hearsay.asked_by) for hearsay in hearsays] == [1] * 5
+    another = Hearsay()
+    ledger.enter(heard(another))
+    assert another.asked_by != [threading.get_ident()]
+    ledger.close()
+    assert [entry.facts["tokens"] for batch in shelves[0].batches for entry in batch] == [{"input": 7}] * 6
+
+
+def test_what_cannot_be_looked_into_costs_its_usage_alone(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], told: list[str]
+) -> None:
+    ledger = open_ledger()
+    ledger.enter(heard(Hearsay(problem=ValueError("a broken tap"))))
+    ledger.enter(heard(Hearsay()))
+    until(lambda: len(shelves[1].ids) == 2)
+    entries = [entry for batch in shelves[0].batches for entry in batch]
+    assert [entry.facts.get("tokens") for entry in entries] == [None, {"input": 7}]
     assert told == ["the ledger's entries could not be written; this is said once"]
 
 

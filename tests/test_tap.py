@@ -227,7 +227,8 @@ def heard(
     tap = Tap(dict([*headers, (b"content-encoding", coding)] if coding else headers))
     for piece in pieces:
         tap.hear(piece)
-    return tap.told(complete=complete)
+    tap.complete = complete
+    return tap.told()
 
 
 def cut(body: bytes, places: list[int]) -> Iterator[bytes]:
@@ -540,7 +541,8 @@ def test_other_answers_are_not_listened_to(headers: Pairs) -> None:
     tap = Tap(dict([CHUNKED, *headers]))
     tap.hear(as_json(SHAPES["response"][0]))
     assert held(tap) < 1000
-    assert tap.told(complete=True) == UNKNOWN
+    tap.complete = True
+    assert tap.told() == UNKNOWN
 
 
 @pytest.mark.parametrize("count", [-1, 10**9, 10**400, True, 1.5, "1", None, {}, [1]])
