@@ -23,7 +23,7 @@ TICK = 1.0  # seconds after which the books hear that nothing happened
 MOST_WAITING = 10_000  # entries
 MOST_HEARD = 4 * 1024 * 1024  # bytes of answers that wait with them; what is more is looked into at once
 PATIENCE = 2.0  # seconds for the last entries
-SLICE = 16  # entries, about 0.4 ms; see `pace`
+TOLD_AT_ONCE, SPELLED_AT_ONCE = 24, 48  # entries, about 0.4 ms; see `pace`
 
 log = logging.getLogger("oxy")
 
@@ -111,17 +111,24 @@ class Ledger:
 
     def _next_batch(self) -> list[Entry]:
         exchanges = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        for some in in_slices(exchanges, TOLD_AT_ONCE):
+            self._look_into(some)
         batch: list[Entry] = []
-        for some in in_slices(exchanges, SLICE):
+        for some in in_slices(exchanges, SPELLED_AT_ONCE):
             batch += self._entries(some)
         return batch
 
+    def _look_into(self, exchanges: Sequence[Exchange]) -> None:
+        for exchange in exchanges:
+            if (heard := exchange.heard) is not None:
+                self._looked_into += heard.size
+                try:
+                    look_into(exchange, heard)
+                except Exception:
+                    self._complain("usage")
+
     def _entries(self, exchanges: Sequence[Exchange]) -> list[Entry]:
         try:
-            for exchange in exchanges:
-                if (heard := exchange.heard) is not None:
-                    self._looked_into += heard.size
-                    look_into(exchange, heard)
             return entries(exchanges, self._redact)
         except Exception:
             self._complain("entries")

@@ -238,7 +238,7 @@ def test_what_cannot_be_looked_into_costs_its_usage_alone(
     until(lambda: len(shelves[1].ids) == 2)
     entries = [entry for batch in shelves[0].batches for entry in batch]
     assert [entry.facts.get("tokens") for entry in entries] == [None, {"input": 7}]
-    assert told == ["the ledger's entries could not be written; this is said once"]
+    assert told == ["the ledger's usage could not be written; this is said once"]
 
 
 def test_a_stuck_book_blocks_nobody_and_what_is_too_much_is_counted_and_told(
