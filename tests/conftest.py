@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
+import hypothesis
 import pytest
 import uvicorn
 import uvloop
@@ -30,6 +31,15 @@ OURS = (
     *("OXY_", "PROXY_", "OPENAI_", "SECURITY_KEY", "DEFAULT_MODEL", "AZURE_"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
+
+hypothesis.settings.register_profile(
+    "here",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # a busy machine is no failure
+    phases=set(hypothesis.Phase) - {hypothesis.Phase.explain},  # it traces every line: minutes, over sockets
+    derandomize="CI" in os.environ,
+)
+hypothesis.settings.load_profile("here")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

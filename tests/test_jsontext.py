@@ -4,7 +4,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import jsontext
@@ -13,7 +13,7 @@ from proxy.jsontext import MAX_DEPTH, elements_of, member, members_of, read, wri
 from proxy.own import NAMES
 
 # A busy machine is no failure.
-pure = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+pure = settings(max_examples=60)
 
 TOO_LARGE = "a number in it is too large, or is none"
 HALF = "it holds half of a surrogate pair"

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequest, Pairs
 from proxy.own import NAMES, Own, split_query
 
 # A busy machine is no failure.
-pure = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+pure = settings(max_examples=60)
 NOT_FOR_A_HEADER = "it holds a space or a character that cannot stand in a header"
 
 

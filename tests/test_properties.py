@@ -4,7 +4,6 @@ What ought to cross is told here once more, from the contract alone; no function
 """
 
 import asyncio
-import os
 import string
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -15,7 +14,7 @@ from itertools import pairwise
 import httpx
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, Phase, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from proxy.endpoints import Endpoints
@@ -38,15 +37,8 @@ from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
 
 way = ways(*WAYS)
 
-settings.register_profile(
-    "here",
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no failure
-    phases=set(Phase) - {Phase.explain},  # which traces every line, and takes minutes over sockets
-    derandomize="CI" in os.environ,
-)
-pure = settings(settings.get_profile("here"), max_examples=100)
-bounded = settings(settings.get_profile("here"), max_examples=40)
+pure = settings(max_examples=100)
+bounded = settings(max_examples=40)
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 # The contract: which fields of a request, and of an answer, end here.

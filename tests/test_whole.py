@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import whole
@@ -21,7 +21,7 @@ PLENTY = Budget(1 << 40)
 Packer = Callable[[bytes], bytes]
 
 # A busy machine is no failure.
-pure = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+pure = settings(max_examples=60)
 JSON = b'{"model": "gpt-4o", "messages": []}' * 20
 
 
