@@ -132,9 +132,7 @@ class Tap:
 
     def _events(self, complete: bool) -> Iterator[Record]:
         """Give what those events say in which there is usage, the newest first; then the newest that names a model."""
-        text = with_plain_line_ends(self._kept)
-        if not self._opening:
-            text = b"\n\n" + text
+        text = with_plain_line_ends(self._kept if self._opening else b"\n\n" + self._kept)
         for wanted in (COUNT, MODEL):
             start = len(text)
             while (at := text.rfind(wanted, 0, start)) >= 0:
@@ -167,6 +165,8 @@ def start_of_event(stream: bytearray, position: int) -> int:
 
 def with_plain_line_ends(text: bytes | bytearray) -> bytes:
     """Return what an event stream says with LF for each of the three line ends that it may use."""
+    if text.find(b"\r") < 0:  # as nearly always, and 10 us for 32 KB
+        return bytes(text)
     return bytes(text).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
