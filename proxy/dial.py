@@ -21,7 +21,10 @@ async def dial(
 ) -> P:
     """Connect to (host, port) and return the protocol that `factory` made. Raises `OSError`, TLS's included."""
     host, port = address
-    sock = await reach(loop, host, port)
+    found = await resolved(loop, host, port)
+    if len(found) == 1 and tls is None and not any(found[0][4][2:]):  # the last: a scope, which IPv6 may need
+        return await straight(loop, factory, found[0])
+    sock = await first_of(loop, host, found)
     try:
         _, protocol = await loop.create_connection(
             factory, sock=sock, ssl=tls, server_hostname=host.strip("[]") if tls else None
@@ -35,9 +38,26 @@ async def dial(
     return protocol
 
 
+async def straight(loop: asyncio.AbstractEventLoop, factory: Callable[[], P], info: AddressInfo) -> P:
+    """Connect to the one address that there is: with uvloop a quarter of the work of a socket of our own."""
+    host, port, *_ = cast(tuple[str, int], info[4])
+    transport, protocol = await loop.create_connection(factory, host, port)
+    prepare(transport.get_extra_info("socket"))
+    return protocol
+
+
 async def reach(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
     """Return a socket connected to the first address of the host that answers. Raises `OSError` if none does."""
-    found: list[AddressInfo] = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)  # type: ignore[assignment]
+    return await first_of(loop, host, await resolved(loop, host, port))
+
+
+async def resolved(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[AddressInfo]:
+    """Return the addresses of a host, be it a name or an address, that in brackets or not. Raises `OSError`."""
+    return await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
+
+
+async def first_of(loop: asyncio.AbstractEventLoop, host: str, found: list[AddressInfo]) -> socket.socket:
+    """Return a socket connected to the first of these addresses that answers. Raises `OSError` if none does."""
     untried = in_turn(found)
     trying: set[asyncio.Task[socket.socket]] = set()
     problem: BaseException = OSError(f"no address for {host}")
@@ -73,16 +93,21 @@ async def _connect(loop: asyncio.AbstractEventLoop, info: AddressInfo) -> socket
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEP_ALIVE:
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        prepare(sock)
         await loop.sock_connect(sock, address)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def prepare(sock: socket.socket) -> None:
+    """Make a socket fit for a relay: no waiting for more to send, and a sign of life now and then."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE:
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Resuming(ssl.SSLContext):

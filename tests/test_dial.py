@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from proxy import dial as dialling
-from proxy.dial import KEEP_ALIVE, Resuming, dial, in_turn, reach
+from proxy.dial import KEEP_ALIVE, Resuming, dial, first_of, in_turn, reach
 from proxy.pool import Pool
 from tests.peers import PATIENCE, Peer, Upstream, answer
 from tests.test_connection import OK, exchange, turns, until
@@ -207,9 +207,10 @@ class Kept(asyncio.Protocol):
 
 
 @pytest.mark.parametrize("turn", range(12))
-async def test_giving_up_at_any_turn_leaves_no_socket(upstream: Upstream, turn: int) -> None:
+@pytest.mark.parametrize("addresses", [1, 2])
+async def test_giving_up_at_any_turn_leaves_no_socket(upstream: Upstream, turn: int, addresses: int) -> None:
     loop = asyncio.get_running_loop()
-    with resolving(upstream.port, upstream.port):
+    with resolving(*[upstream.port] * addresses):
         dialled = asyncio.create_task(dial(loop, Kept, ("many.example", 1), None))
         await turns(turn)
         if not dialled.cancel():
@@ -227,15 +228,22 @@ async def test_an_address_that_hangs_is_waited_for_when_it_is_the_last(monkeypat
         await asyncio.wait([reaching])
 
 
+@pytest.mark.parametrize("addresses", [1, 2])
 @pytest.mark.parametrize("name", ["TCP_KEEPIDLE", "no such option"])
-async def test_a_socket_is_fit_for_a_relay(upstream: Upstream, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+async def test_a_socket_is_fit_for_a_relay(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, name: str, addresses: int
+) -> None:
     monkeypatch.setattr(dialling, "KEEP_ALIVE", (*KEEP_ALIVE, (name, 60)))
     with await reach(asyncio.get_running_loop(), "127.0.0.1", upstream.port) as sock:
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        if hasattr(socket, "TCP_KEEPIDLE"):
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
         assert not sock.getblocking()
+    with resolving(*[upstream.port] * addresses):
+        kept = await dial(asyncio.get_running_loop(), Kept, ("many.example", 1), None)
+    sock = kept.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+    kept.transport.close()
 
 
 # TLS.
@@ -390,7 +398,7 @@ def test_a_reset_in_the_handshake_leaves_no_number_to_be_closed_twice(
     socks: list[socket.socket] = []
 
     async def reaching(*to: Any) -> socket.socket:
-        socks.append(await reach(*to))
+        socks.append(await first_of(*to))
         return socks[-1]
 
     async def resetting() -> None:
@@ -403,7 +411,7 @@ def test_a_reset_in_the_handshake_leaves_no_number_to_be_closed_twice(
             await turns()
             assert [sock.fileno() for sock in socks] == [-1]
 
-    monkeypatch.setattr(dialling, "reach", reaching)
+    monkeypatch.setattr(dialling, "first_of", reaching)
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(resetting())
 
