@@ -228,6 +228,32 @@ async def test_an_address_that_hangs_is_waited_for_when_it_is_the_last(monkeypat
         await asyncio.wait([reaching])
 
 
+async def test_the_only_address_is_left_to_the_loop(upstream: Upstream) -> None:
+    async def connect(_: socket.socket) -> None:
+        raise AssertionError("a socket of our own takes three times the work")
+
+    with resolving(upstream.port), connecting(connect):
+        kept = await dial(asyncio.get_running_loop(), Kept, ("many.example", 1), None)
+    kept.transport.close()
+
+
+async def test_an_address_keeps_its_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, scoped, tried = asyncio.get_running_loop(), ("127.0.0.1", 1, 0, 7), []
+
+    async def getaddrinfo(*_: object, **__: object) -> list[object]:
+        return [(FOUR, socket.SOCK_STREAM, 6, "", scoped)]
+
+    async def sock_connect(_: socket.socket, address: object) -> None:
+        tried.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(loop, "sock_connect", sock_connect)
+    with pytest.raises(ConnectionRefusedError):
+        await dial(loop, Kept, ("scoped.example", 1), None)
+    assert tried == [scoped]
+
+
 @pytest.mark.parametrize("addresses", [1, 2])
 @pytest.mark.parametrize("name", ["TCP_KEEPIDLE", "no such option"])
 async def test_a_socket_is_fit_for_a_relay(

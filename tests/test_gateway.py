@@ -279,6 +279,27 @@ async def test_an_answer_told_anew_counts_what_the_upstream_said(
 
 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize(("missing", "tokens"), [(0, {"input": 3}), (1, None)], ids=["whole", "torn"])
+async def test_the_end_of_a_long_answer_is_believed_if_it_was_its_end(
+    start: Start, upstream: Upstream, history: Path, missing: int, tokens: Facts | None
+) -> None:
+    body = b'{"model": "gpt-4o", "data": "' + 40_000 * b"x" + b'", "usage": {"prompt_tokens": 3}}'
+
+    async def play(client: Peer, upstream: Upstream) -> None:
+        await client.say(CHAT)
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(answer(200, JSON, body + missing * b" ").removesuffix(b" "))
+        await client.until(body)
+        if missing:
+            there.abort()
+            await client.rest()
+
+    entry = await told_of(start, history, play, upstream)
+    assert (entry["model"], entry.get("tokens")) == ("gpt-4o", tokens)
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
 async def test_what_is_only_fetched_again_is_not_counted_again(start: Start, upstream: Upstream, history: Path) -> None:
     said = request("GET", b"/v1/responses/1", [(b"X-API-Key", CLIENT_KEY.encode())])
     assert "tokens" not in await told_of(start, history, saying(said, answer(200, JSON, USED)), upstream)
