@@ -97,7 +97,7 @@ class Gateway:
         finally:
             await answer.close()
             if call.method == "POST":  # what is only fetched again was counted when it was made
-                tap.complete = answer.complete
+                tap.end(complete=answer.complete)
                 exchange.heard = tap
 
 

@@ -102,7 +102,11 @@ class History:
 
     def _transact(self, now: float) -> None:
         db = self._db = self._db or opened(self._path)
-        self._add(db)
+        additions = self._additions()  # in Python, which takes its time: other workers wait for a transaction to end
+        db.execute("BEGIN IMMEDIATE")
+        for statement, rows in additions:
+            db.executemany(statement, rows)
+        db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
         if now >= self._next_pruning:
             prune(db, time.time() - self._days * DAY)
         db.execute("COMMIT")
@@ -112,8 +116,8 @@ class History:
             self._failing = False
             log.warning("the history %s is written again; %s entries are missing in it", self._path, self.dropped)
 
-    def _add(self, db: sqlite3.Connection) -> None:
-        # All that takes Python's time comes first: other workers wait for a transaction to end.
+    def _additions(self) -> list[tuple[str, list[Row]]]:
+        """Return the statements that add what is unwritten, each with its rows."""
         rows: list[Row] = []
         times: Counter[tuple[int, int]] = Counter()
         sums: list[tuple[tuple[Any, ...], Values]] = []
@@ -123,18 +127,17 @@ class History:
                 hour = key[0] // 60 * HOUR
                 times.update([(hour, time_class(entry.exchange.duration)) for entry in group])
                 sums.append((self._bounded(key), measured(group)))
+        whole = len(rows) // AT_ONCE * AT_ONCE
         by_minute = summed(sums)
         hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
         minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
-        db.execute("BEGIN IMMEDIATE")
-        whole = len(rows) // AT_ONCE * AT_ONCE
-        for first in range(0, whole, AT_ONCE):
-            db.execute(ADD_ENTRIES, list(chain.from_iterable(rows[first : first + AT_ONCE])))
-        db.executemany(ADD_ENTRY, rows[whole:])
-        db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
-        db.executemany(ADD_HOURLY, ((*key, *values) for key, values in hourly.items()))
-        db.executemany(ADD_MINUTELY, ((*key, *values) for key, values in minutely.items()))
-        db.executemany(ADD_TIMES, ((*key, count) for key, count in times.items()))
+        return [
+            (ADD_ENTRIES, [tuple(chain(*rows[first : first + AT_ONCE])) for first in range(0, whole, AT_ONCE)]),
+            (ADD_ENTRY, rows[whole:]),
+            (ADD_HOURLY, [(*key, *values) for key, values in hourly.items()]),
+            (ADD_MINUTELY, [(*key, *values) for key, values in minutely.items()]),
+            (ADD_TIMES, [(*key, count) for key, count in times.items()]),
+        ]
 
     def _bounded(self, group: Group) -> tuple[int, str, str, str, str]:
         minute, route, model, key, status = group

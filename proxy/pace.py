@@ -1,8 +1,8 @@
 """How a thread that computes leaves room for the loop's.
 
 It keeps the loop waiting for the interpreter's lock, up to 5 ms at a time (sys.getswitchinterval), and so delays the
-exchanges that come meanwhile. So it works in slices of about 0.1 ms, and sleeps between them for as long as the loop's
-thread takes to wake up.
+exchanges that come meanwhile. So it works in slices of a few tenths of a millisecond, and sleeps between them for as
+long as the loop's thread takes to wake up.
 """
 
 import time

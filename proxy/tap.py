@@ -41,10 +41,10 @@ read_json = JSONDecoder().raw_decode  # json.loads spends as much again on short
 class Tap:
     """Hears the pieces of one answer, and tells at the end what it said. `fields` are its own, framing included.
 
-    `streams` tells whether it is a stream of events. `complete` is to be set where the answer came to its end.
+    `streams` tells whether it is a stream of events.
     """
 
-    __slots__ = ("_decoder", "_framed", "_kept", "_mute", "_opening", "complete", "streams")
+    __slots__ = ("_complete", "_decoder", "_framed", "_kept", "_mute", "_opening", "streams")
 
     def __init__(self, fields: Fields) -> None:
         media_type = fields.get(b"content-type", b"")
@@ -58,11 +58,11 @@ class Tap:
         self._framed = b"content-length" in fields or b"transfer-encoding" in fields
         self._kept = bytearray()
         self._opening = b""  # until something is cut off
-        self.complete = False
+        self._complete = False
 
     @property
     def size(self) -> int:
-        """How many bytes are kept."""
+        """How many bytes are kept; behind the end they are all that is held."""
         return len(self._kept) + len(self._opening)
 
     def hear(self, piece: bytes) -> None:
@@ -74,20 +74,27 @@ class Tap:
         else:
             self._unfold(self._decoder.decode(piece))
 
-    def told(self) -> tuple[Usage | None, str | None]:
-        """Return usage and model as far as they are certain; asked once."""
-        complete = self.complete and self._framed
+    def end(self, *, complete: bool) -> None:
+        """Take it that nothing more comes; `complete` says that the answer came to its end.
+
+        Whoever is to tell may wait for a while: what undoes a coding, up to 48 KB, is let go here.
+        """
+        self._complete = complete and self._framed
         if self._decoder is not None and not self._mute:
             self._unfold(self._decoder.end())
+        if self._decoder is not None and not self._mute:  # it may have turned out not to be what it said
+            self._complete = self._complete and self._decoder.whole
+        self._decoder = None
+
+    def told(self) -> tuple[Usage | None, str | None]:
+        """Return usage and model as far as they are certain; asked once, behind the end."""
         if self._mute:
             return None, None
-        if self._decoder is not None:
-            complete = complete and self._decoder.whole
         if not self.streams:
-            record = self._body(complete)
+            record = self._body(self._complete)
             return usage_of(record.get("usage")), model_of(record.get("model"))
         usage = model = None
-        for record in self._events(complete):
+        for record in self._events(self._complete):
             usage = usage or usage_of(record.get("usage"))
             model = model or model_of(record.get("model"))
             if usage and model:

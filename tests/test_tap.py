@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import sys
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -227,7 +228,7 @@ def heard(
     tap = Tap(dict([*headers, (b"content-encoding", coding)] if coding else headers))
     for piece in pieces:
         tap.hear(piece)
-    tap.complete = complete
+    tap.end(complete=complete)
     return tap.told()
 
 
@@ -498,6 +499,27 @@ def test_what_is_held_does_not_grow_with_the_answer(form: str, size: int) -> Non
 
 
 @pytest.mark.parametrize("encoding", [name for name in CODINGS if name != "plain"])
+@pytest.mark.parametrize("body", [as_json({"usage": {"input_tokens": 7}}), b"not JSON, and not coded"])
+def test_what_waits_to_be_looked_into_is_its_stated_size_and_no_decoder(
+    encoding: str, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coding, encode = CODINGS[encoding]
+    made: list[weakref.ref[object]] = []
+
+    def decoder(coding: bytes) -> codings.Decoder | None:
+        one = codings.decoder(coding)
+        made.append(weakref.ref(one))
+        return one
+
+    monkeypatch.setattr("proxy.tap.decoder", decoder)
+    tap = Tap(dict([CHUNKED, (b"content-type", JSON), (b"content-encoding", coding)]))
+    tap.hear(encode(body) if body.startswith(b"{") else body)
+    tap.end(complete=True)
+    assert [one() for one in made] == [None]
+    assert tap.size == (len(body) if body.startswith(b"{") else 0)
+
+
+@pytest.mark.parametrize("encoding", [name for name in CODINGS if name != "plain"])
 def test_a_body_that_unfolds_without_end_is_given_up(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codings, "MOST_STEPS", 10)
     coding, encode = CODINGS[encoding]
@@ -541,7 +563,7 @@ def test_other_answers_are_not_listened_to(headers: Pairs) -> None:
     tap = Tap(dict([CHUNKED, *headers]))
     tap.hear(as_json(SHAPES["response"][0]))
     assert held(tap) < 1000
-    tap.complete = True
+    tap.end(complete=True)
     assert tap.told() == UNKNOWN
 
 
