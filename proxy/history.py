@@ -104,7 +104,7 @@ class History:
         db = self._db = self._db or opened(self._path)
         additions = self._additions()  # in Python, which takes its time: other workers wait for a transaction to end
         db.execute("BEGIN IMMEDIATE")
-        for statement, rows in additions:
+        for [(statement, rows)] in in_slices(additions, 1):
             db.executemany(statement, rows)
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
         if now >= self._next_pruning:
@@ -132,7 +132,7 @@ class History:
         hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
         minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
         return [
-            (ADD_ENTRIES, [tuple(chain(*rows[first : first + AT_ONCE])) for first in range(0, whole, AT_ONCE)]),
+            *((ADD_ENTRIES, [tuple(chain(*rows[first : first + AT_ONCE]))]) for first in range(0, whole, AT_ONCE)),
             (ADD_ENTRY, rows[whole:]),
             (ADD_HOURLY, [(*key, *values) for key, values in hourly.items()]),
             (ADD_MINUTELY, [(*key, *values) for key, values in minutely.items()]),

@@ -1,8 +1,8 @@
-"""How a thread that computes leaves room for the loop's.
+"""How a thread that works leaves room for the loop's.
 
-It keeps the loop waiting for the interpreter's lock, up to 5 ms at a time (sys.getswitchinterval), and so delays the
-exchanges that come meanwhile. So it works in slices of a few tenths of a millisecond, and sleeps between them for as
-long as the loop's thread takes to wake up.
+It keeps the loop waiting: with the interpreter's lock for up to 5 ms at a time (sys.getswitchinterval), without it,
+where the two share a core, for the scheduler's slice of some 3 ms. Both delay the exchanges that come meanwhile. So it
+works in slices of a few tenths of a millisecond, and sleeps between them for as long as the loop takes to wake up.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What the history has to say: to the log pages, and to `oxy usage`. Every question is answered from an index.
+"""What the history has to say: to the log pages, and to `oxy usage`.
 
 Each question opens the file anew, and for reading only, so that it may be asked from any thread and any process.
 """
