@@ -9,6 +9,7 @@ from pathlib import Path
 OURS = 0x4F585901  # `application_id`: whose file it is, and the version of its tables
 MINUTES_KEPT = 120
 BUSY = 1.0  # seconds to wait for another worker's transaction
+SHORTLY = 0.01  # seconds, where SQLite does not wait itself
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 TOKENS = ("input", "cached", "output", "reasoning", "total")
@@ -74,7 +75,7 @@ def opened(path: Path) -> sqlite3.Connection:
         (whose,) = db.execute("PRAGMA application_id").fetchone()
         if whose != OURS and (whose, tables) != (0, 0):
             raise NotOurs("it is not a history of this version of Oxy")
-        db.execute("PRAGMA journal_mode = WAL")
+        write_ahead(db)
         db.execute("PRAGMA synchronous = NORMAL")
         if whose != OURS:
             db.executescript(TABLES)
@@ -82,6 +83,20 @@ def opened(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def write_ahead(db: sqlite3.Connection) -> None:
+    """Switch to WAL. SQLite does not wait by itself while another worker is at it, or makes the tables."""
+    give_up = time.monotonic() + BUSY
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as problem:
+            if problem.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up:
+                raise
+            time.sleep(SHORTLY)
+        else:
+            return
 
 
 def prune(db: sqlite3.Connection, before: float) -> None:

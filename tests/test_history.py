@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from proxy import history as room
+from proxy import tables
 from proxy.entry import Entry
 from proxy.exchange import Exchange, new_id
 from proxy.history import History
@@ -164,6 +166,31 @@ def test_three_processes_write_one_history(file: Path) -> None:
     assert (totals["requests"], totals["duration"]) == (2100, 1050)
     assert ask(file, "SELECT count(*), count(DISTINCT id) FROM entry") == [(2100, 2100)]
     assert ask(file, "SELECT sum(requests) FROM times") == ask(file, "SELECT sum(requests) FROM minutely") == [(2100,)]
+
+
+def test_who_opens_it_while_another_begins_it_waits_for_that(
+    history: History, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as another:
+        another.execute("BEGIN IMMEDIATE")  # SQLite tells whoever asks for WAL then to go away, without waiting
+        alarm = threading.Timer(0.2, another.rollback)
+        alarm.start()
+        history.write([written()])
+        alarm.join()
+    assert caplog.messages == []
+    assert Recall(file).totals()["requests"] == 1
+
+
+def test_who_opens_it_does_not_wait_forever(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tables, "BUSY", 0.05)
+    with closing(sqlite3.connect(file, isolation_level=None)) as another:
+        another.execute("BEGIN IMMEDIATE")
+        history.write([written()])
+    assert "database is locked" in caplog.text
+    history.write([])
+    assert Recall(file).totals()["requests"] == 1
 
 
 def test_a_process_that_is_killed_loses_no_more_than_the_last_second(file: Path) -> None:
