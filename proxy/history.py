@@ -38,7 +38,7 @@ from proxy.tables import (
     time_class,
 )
 
-MOST_ENTRIES = 100_000  # about 90 MB with their indexes
+MOST_ENTRIES = 100_000  # about 90 MB
 MOST_UNWRITTEN = 10_000
 SLICE = 100  # entries, about 0.4 ms
 MOST_MODELS = 100  # by name; see `FirstFew`
@@ -107,11 +107,12 @@ class History:
         for [(statement, rows)] in in_slices(additions, 1):
             db.executemany(statement, rows)
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
-        if now >= self._next_pruning:
+        if pruning := now >= self._next_pruning:
             prune(db, time.time() - self._days * DAY)
         db.execute("COMMIT")
         self._unwritten.clear()
-        self._next_pruning = max(self._next_pruning, now + PRUNING)
+        if pruning:
+            self._next_pruning = now + PRUNING
         if self._failing:
             self._failing = False
             log.warning("the history %s is written again; %s entries are missing in it", self._path, self.dropped)

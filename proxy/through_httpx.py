@@ -142,7 +142,7 @@ class HttpxAnswer:
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.headers: Pairs = [(name.lower(), value) for name, value in response.headers.raw]
-        self.complete = False  # known only when nothing more comes
+        self.complete = False
         self._stream = cast(httpx.AsyncByteStream, response.stream)
 
     async def pour(self, sink: Sink) -> None:
@@ -150,6 +150,7 @@ class HttpxAnswer:
         async for piece in self._stream:
             if not sink.push(piece):
                 await sink.drain()
+        self.complete = True
 
     def take(self) -> bytes:
         """Return nothing: all has gone into the sink."""

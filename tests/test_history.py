@@ -20,7 +20,7 @@ from proxy import history as room
 from proxy import tables
 from proxy.entry import Entry
 from proxy.exchange import Exchange, new_id
-from proxy.history import History
+from proxy.history import PRUNING, History
 from proxy.recall import Recall
 from proxy.redaction import Redaction
 from proxy.tables import DAY, HOUR, OURS, middle_of, time_class
@@ -114,6 +114,19 @@ def test_it_prunes_while_nothing_happens_and_not_all_the_time(
     assert Recall(file).newest() == []
 
 
+def test_it_prunes_while_one_exchange_comes_after_another(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    history.write([written()])
+    ask(file, "UPDATE entry SET began = ?", time.time() - 31 * DAY)
+    for _ in range(5):
+        now += PRUNING / 4
+        history.write([written()])
+    assert len(Recall(file).newest()) == 5
+
+
 def test_of_many_models_totals_tell_the_first_apart(
     history: History, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +142,7 @@ WRITER = """
     import sys
     from pathlib import Path
     from proxy.exchange import Exchange, new_id
-    from proxy.history import History
+    from proxy.history import PRUNING, History
     from proxy.ledger import Ledger
     from proxy.redaction import Redaction
     import time
@@ -324,7 +337,7 @@ ON_A_FULL_DISK = """
     from pathlib import Path
     from proxy.entry import entries
     from proxy.exchange import Exchange, new_id
-    from proxy.history import History
+    from proxy.history import PRUNING, History
     from proxy.redaction import Redaction
     import proxy.history
 
