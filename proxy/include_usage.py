@@ -1,7 +1,8 @@
 """Usage of streamed chat completions, asked for where the client did not ask, and kept from it (PROXY_INCLUDE_USAGE).
 
-The one thing that changes bytes of a relayed exchange, off unless the operator wants it: the upstream is asked for one
-event more, which tells the tokens, and that event is taken out of the answer again.
+The one setting that changes a relayed body, off unless the operator wants it: the upstream is asked for one event more,
+which tells the tokens, and that event is taken out of the answer again. The `"usage":null` that the upstream then puts
+into every other event stays there.
 """
 
 import json
