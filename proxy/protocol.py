@@ -1,8 +1,8 @@
 """HTTP/1.1 on the client's side: a server protocol for uvicorn, on asyncio and llhttp, made for relaying.
 
 It takes the place of uvicorn's own under uvicorn's server, configuration, lifespan and worker processes. Beyond ASGI it
-puts two things into the scope: `target`, the request target as it came, and `line`, this connection, which calls
-`on_hang_up` the moment that the client is gone. What else it does that uvicorn's does not, each with a test:
+puts four things into the scope (see `downstream`), and cancels an exchange's task the moment that its client is gone.
+What else it does that uvicorn's does not, each with a test:
 
 - framing by RFC 9112: trailers do not become fields, an upgrade that is not taken costs nobody the body (Kludex/uvicorn
   #2722), a client of HTTP/1.0 hears no chunks, codings other than chunked are refused, a 304 keeps its length;
