@@ -1,6 +1,6 @@
 """Who may call, and with which credentials the call goes on.
 
-First clean, then sign: `admit` takes the client's key out, the gateway drops the names in `withheld`, and only then is
+First clean, then sign: `admit` takes the client's key out, `Relay` drops the names in `withheld`, and only then is
 `signature` added.
 """
 

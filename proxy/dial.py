@@ -12,7 +12,7 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 # RFC 8305 5, 8: how long, in seconds, an address is tried alone before the next one is tried beside it.
 ATTEMPT_DELAY = 0.25
-# A connection that is silent for minutes while a model thinks is cut by middle boxes. (Linux names; skipped elsewhere)
+# A connection that is silent for minutes while a model thinks is cut by middle boxes. (A system may lack some of them.)
 KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
 
 

@@ -2,7 +2,7 @@
 
 Nothing that a client or the upstream chose can break a line, a terminal or a page: names and paths come percent-encoded
 to printable ASCII, messages with their odd characters escaped, each cut to a length. A whole line is shorter than
-`PIPE_BUF`, so that a pipe takes it in one piece (POSIX, write) and the lines of several workers do not mix.
+`PIPE_BUF`, so that on Linux a pipe takes it in one piece (POSIX, write) and the lines of several workers do not mix.
 """
 
 import json
@@ -21,7 +21,7 @@ from proxy.usage import Usage
 Facts = dict[str, Any]
 Redact = Callable[[str], str]
 
-PIPE_BUF = 4096
+PIPE_BUF = 4096  # bytes; that of Linux, where macOS has 512
 LONGEST_PATH = 1900
 LONGEST_NAME = 100
 LONGEST_MESSAGE = 150

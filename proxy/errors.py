@@ -70,7 +70,7 @@ class UpgradeRequired(BadRequest):
 
 
 class RequestTimeout(BadRequest):
-    """The head of a request took too long."""
+    """The head of a request took too long, or its body does not go on."""
 
     status = 408
 

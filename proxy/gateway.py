@@ -3,9 +3,11 @@
 meet    id, clock                                  no await
 shape   the route makes a call of the request; the client's key is checked here
 admit   a slot in the guard, or 503 at once
-open    the call goes to the upstream, its body as it streams in; the client's hang-up is watched from here on
+open    the call goes to the upstream, its body as it streams in
 relay   the answer goes back: head, then each chunk as it comes
 settle  connection back to the pool or closed, slot freed, one entry in the ledger, whatever happened
+
+A client's hang-up is heard at any moment, and cancels the task.
 """
 
 import asyncio

@@ -75,7 +75,7 @@ class Lines:
         return text.encode() + b"\n"
 
     def _next_piece(self) -> bytes:
-        """Return as many whole lines as a pipe takes in one piece, so that those of several workers do not mix."""
+        """Return as many whole lines as Linux's pipes take in one piece: so those of several workers do not mix."""
         piece = self._waiting.popleft()
         while self._waiting and len(piece) + len(self._waiting[0]) <= PIPE_BUF:
             piece += self._waiting.popleft()
