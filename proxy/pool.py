@@ -23,7 +23,8 @@ SMALL = 64 * 1024  # a body whose stated length is no more goes out together wit
 class Pool:
     """Connections to one origin. `max_connections` bounds the open ones (None: no bound), `max_idle` the unused ones.
 
-    `idle_for` is how long, in seconds, an unused connection is kept.
+    `idle_for` is how long, in seconds, an unused connection is kept. The proxy itself sets no bound of connections: it
+    bounds exchanges (see `guard`).
     """
 
     def __init__(

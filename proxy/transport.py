@@ -1,4 +1,7 @@
-"""Our own pool behind httpx's transport interface, for an `httpx.AsyncClient` or for a test beside httpx's own."""
+"""Our own pool behind httpx's transport interface, for an `httpx.AsyncClient` or for a test beside httpx's own.
+
+The proxy itself does not come this way: `upstream` calls the pool.
+"""
 
 import ssl
 from collections.abc import AsyncIterator
