@@ -80,7 +80,7 @@ class Settings:
     history: Path | None = None
     history_days: int = 30
     websockets: bool = True
-    websocket_max: int = 64 * 1024 * 1024
+    websocket_max: int = 64 * values.MEGABYTE
     access_token: str | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
@@ -165,7 +165,7 @@ def chosen(reader: "Reader") -> Settings:
         client_timeout=take("PROXY_CLIENT_TIMEOUT_MS", values.milliseconds, 300.0),
         shutdown_grace=take("PROXY_SHUTDOWN_GRACE_MS", values.milliseconds, 30.0),
         websockets=take("PROXY_WEBSOCKETS", values.switch, True),
-        websocket_max=take("PROXY_WEBSOCKET_MAX_MB", values.megabytes, 64 * 1024 * 1024),
+        websocket_max=take("PROXY_WEBSOCKET_MAX_MB", values.megabytes, 64 * values.MEGABYTE),
         transport=take("OXY_TRANSPORT", values.transport, "auto"),
         http2=take("OXY_HTTP2", values.http2, False),
         server_timing=take("PROXY_SERVER_TIMING", values.switch, False),

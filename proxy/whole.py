@@ -7,8 +7,9 @@ from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Sink
 from proxy.guard import Budget
 from proxy.headers import first
+from proxy.values import MEGABYTE
 
-MOST_OF_AN_ANSWER = 64 * 1024 * 1024
+MOST_OF_AN_ANSWER = 64 * MEGABYTE
 # What says something about the bytes of a body ends with them (RFC 9110 8, RFC 9530).
 OF_THE_BYTES = frozenset(
     (
@@ -61,7 +62,7 @@ async def read_whole(body: Body | None, limit: int, budget: Budget) -> bytes:
 
 def too_large(limit: int) -> BodyTooLarge:
     """Return what to raise of a body that is longer than `limit` bytes."""
-    return BodyTooLarge(f"The body is larger than the {limit // (1024 * 1024)} MB that this route takes")
+    return BodyTooLarge(f"The body is larger than the {limit // MEGABYTE} MB that this route takes")
 
 
 def expanded(content: bytes, coding: bytes, limit: int) -> bytes:
