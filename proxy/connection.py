@@ -17,12 +17,11 @@ import httpx
 from proxy.answer import PooledAnswer
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
-from proxy.headers import LOWER_CASE, in_lower_case
+from proxy.headers import LOWER_CASE, NO_BODY, in_lower_case
 
 HIGH_WATER = 256 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 MAX_HEAD = 128 * 1024  # bytes of an answer's head
 MAX_FIELDS = 256
-NO_BODY = frozenset((204, 304))  # RFC 9112 6.3; the answer to a HEAD comes on top
 
 
 class Home(Protocol):

@@ -16,12 +16,11 @@ from starlette.types import ASGIApp, Message, Scope
 
 from proxy.errors import Failure, Pairs
 from proxy.exchange import new_id
-from proxy.headers import first, has_any
+from proxy.headers import NO_BODY, first, has_any
 
 LAST_CHUNK = b"0\r\n\r\n"
 SMALL = 4 * 1024  # bytes that are copied sooner than handed on in three pieces
 HIGH_WATER = 64 * 1024  # bytes of an upload that wait for the upstream before the client is no longer read
-NO_BODY = frozenset((204, 304))  # RFC 9112 6.3; the answer to a HEAD comes on top
 PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 STATUS_LINES = {status: b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, "").encode()) for status in range(200, 1000)}
 COLON = b": "

@@ -27,6 +27,7 @@ CLIENT_ADDRESS_PREFIX = b"x-forwarded-"
 
 # RFC 9112 6: framing is restated by each hop and cannot be named away, or a body would go on without its length.
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+NO_BODY = frozenset((204, 304))  # statuses: RFC 9112 6.3; the answer to a HEAD comes on top
 COMMON_TOKENS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # they name no field
 MOST_NAMES = 1024
 
