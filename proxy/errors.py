@@ -1,8 +1,8 @@
 """What can go wrong with an exchange: one class for each failure, its facts as class attributes, one rendering.
 
 A failure is raised where it is known, translated once where a library's exception crosses into our words, and answered
-in one place (`gateway`). Its message goes to the client: it is written here or by the raiser, never taken from a
-library's exception, which may quote a header or a body.
+in one place (`gateway`; what never becomes an exchange in `cycle`, `plain`, `pages`). Its message goes to the client:
+it is written here or by the raiser, never taken from a library's exception, which may quote a header or a body.
 """
 
 import json
