@@ -55,7 +55,9 @@ class Book(Protocol):
     """
 
     name: str
-    dropped: int
+
+    @property
+    def dropped(self) -> int: ...
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Write these entries, none where nothing happened."""

@@ -61,7 +61,7 @@ class Ledger:
             return
         if exchange.heard is not None:
             if self._taken - self._looked_into > MOST_HEARD:
-                look_into(exchange, exchange.heard)
+                self._look_into(exchange, exchange.heard)
             else:
                 self._taken += exchange.heard.size
         self._waiting.append(exchange)
@@ -112,20 +112,22 @@ class Ledger:
     def _next_batch(self) -> list[Entry]:
         exchanges = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
         for some in in_slices(exchanges, TOLD_AT_ONCE):
-            self._look_into(some)
+            for exchange in some:
+                if (heard := exchange.heard) is not None:
+                    self._looked_into += heard.size
+                    self._look_into(exchange, heard)
         batch: list[Entry] = []
         for some in in_slices(exchanges, SPELLED_AT_ONCE):
             batch += self._entries(some)
         return batch
 
-    def _look_into(self, exchanges: Sequence[Exchange]) -> None:
-        for exchange in exchanges:
-            if (heard := exchange.heard) is not None:
-                self._looked_into += heard.size
-                try:
-                    look_into(exchange, heard)
-                except Exception:
-                    self._complain("usage")
+    def _look_into(self, exchange: Exchange, heard: Heard) -> None:
+        """Let the exchange know what was said in its answer; what was heard of it is let go."""
+        exchange.heard = None
+        try:
+            exchange.usage, exchange.model = heard.told()
+        except Exception:
+            self._complain("usage")
 
     def _entries(self, exchanges: Sequence[Exchange]) -> list[Entry]:
         try:
@@ -148,9 +150,3 @@ class Ledger:
         if name not in self._complained:
             self._complained.add(name)
             log.exception("the ledger's %s could not be written; this is said once", name)
-
-
-def look_into(exchange: Exchange, heard: Heard) -> None:
-    """Let the exchange know what was said in its answer; what was heard of it is let go."""
-    exchange.heard = None
-    exchange.usage, exchange.model = heard.told()

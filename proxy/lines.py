@@ -29,19 +29,24 @@ class Lines:
         self._colour = colour
         self._waiting: deque[bytes] = deque()  # both ends may be used from two threads at once, without a lock
         self._some, self._closing = threading.Event(), threading.Event()
+        self._torn = False  # what has gone out last was a part of a line
         self._told = 0
-        self.dropped = 0
+        self._refused = self._lost = 0  # lines: each thread counts up its own
         self._writer = threading.Thread(target=self._work, name="oxy-log", daemon=True)
         self._writer.start()
 
     def __repr__(self) -> str:
         return f"<Lines {len(self._waiting)} waiting, {self.dropped} dropped>"
 
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._lost
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Take these entries, as many as there is room for."""
         room = MOST_WAITING - len(self._waiting)
         self._waiting.extend(self._line(entry) for entry in entries[:room])
-        self.dropped += len(entries[room:])
+        self._refused += len(entries[room:])
         if entries:
             self._some.set()
 
@@ -56,19 +61,23 @@ class Lines:
             self._some.wait()
             self._some.clear()
             self._drain()
+        self._drain()  # what came between its last look and the word to close
 
     def _drain(self) -> None:
         while self._waiting:
-            missing = self.dropped - self._told
-            piece = self._notice(missing) if missing else self._next_piece()
-            try:
-                self._put(piece)
-            except OSError:  # the reader is gone, or the disk is full
-                self.dropped += 0 if missing else piece.count(b"\n")
-                if self._closing.wait(RETRY):
-                    return
-            else:
+            torn = self._torn
+            missing = 0 if torn else self.dropped - self._told
+            piece = b"\n" if torn else self._notice(missing) if missing else self._next_piece()
+            gone = self._put(piece)
+            if gone:
+                self._torn = piece[gone - 1 : gone] != b"\n"
+            if gone == len(piece):
                 self._told += missing
+                continue
+            if not (torn or missing):
+                self._lost += piece.count(b"\n", gone)
+            if self._closing.wait(RETRY):
+                return
 
     def _notice(self, missing: int) -> bytes:
         text = f'{{"dropped_log_entries":{missing}}}' if self._format == "json" else f"{missing} log entries dropped"
@@ -85,13 +94,18 @@ class Lines:
         text = entry.json if self._format == "json" else as_text(entry.facts, colour=self._colour)
         return text.encode() + b"\n"
 
-    def _put(self, piece: bytes) -> None:
+    def _put(self, piece: bytes) -> int:
+        """Return how many bytes of it went out: not all where the reader is gone, or the disk is full."""
         # Straight to the descriptor: `sys.stdout` has a lock, and a thread that is stuck with it stops the exit.
-        while piece:
+        gone = 0
+        while gone < len(piece):
             try:
-                piece = piece[os.write(self._fd, piece) :]
+                gone += os.write(self._fd, piece[gone:])
             except BlockingIOError:  # whoever shares the pipe has made it so
                 select.select([], [self._fd], [])
+            except OSError:
+                break
+        return gone
 
 
 def log_lines(stream: TextIO | None, log_format: LogFormat, environ: Mapping[str, str]) -> Lines:

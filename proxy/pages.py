@@ -1,10 +1,7 @@
 """The proxy's own pages: the welcome at `/` and `/health`. Neither needs a key or asks the upstream."""
 
-import html
 import time
 from collections.abc import Callable
-from importlib.resources import files
-from string import Template
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -13,10 +10,10 @@ from starlette.types import Receive, Scope, Send
 from proxy import __version__
 from proxy.errors import Failure, MethodNotAllowed
 from proxy.exchange import new_id
+from proxy.markup import View
 from proxy.settings import Mode, Settings
 
 WELCOME = "Welcome to the OpenAI Reverse Proxy!"
-TEMPLATES = files("proxy") / "templates"  # it may lie in a zip
 NO_STORE = {"cache-control": "no-store"}
 PAGE_HEADERS = {
     "vary": "Accept",
@@ -59,7 +56,7 @@ def refusal(request: Request, failure: Failure) -> Response:
 
 def welcome(settings: Settings) -> Page:
     """Return the page at `/`: HTML for a browser, one line of text for anything that does not ask for HTML."""
-    template = Template((TEMPLATES / "welcome.html").read_text(encoding="utf-8"))
+    view = View("welcome")
     api_key, key_hint = KEY_HINTS[settings.mode]
     state = {"version": __version__, "mode": settings.mode, "target": settings.target.authority}
 
@@ -67,8 +64,7 @@ def welcome(settings: Settings) -> Page:
         if "text/html" not in request.headers.get("accept", ""):
             return PlainTextResponse(WELCOME, headers=PAGE_HEADERS)
         base_url = str(request.base_url).rstrip("/")
-        facts = {"base_url": base_url, "api_key": api_key, "key_hint": key_hint, **state}
-        page = template.substitute({name: html.escape(fact) for name, fact in facts.items()})
+        page = view(base_url=base_url, api_key=api_key, key_hint=key_hint, **state)
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
     return Page(render)

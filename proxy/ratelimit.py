@@ -57,5 +57,8 @@ def address(scope: Scope) -> str:
     host: str = scope["client"][0] if scope["client"] else ""
     if ":" not in host:
         return host
-    number = ipaddress.IPv6Address(host.partition("%")[0])
+    try:
+        number = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:  # another server's word for it
+        return host
     return str(number.ipv4_mapped or ipaddress.IPv6Network((int(number) >> 64 << 64, 64)))

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from proxy.entry import Facts
+from proxy.entry import Facts, name
 from proxy.tables import BUSY, DAY, HOUR, MAXIMA, MINUTE, OURS, SUMS, middle_of
 
 NEWEST = 200  # entries
@@ -67,7 +67,7 @@ class Recall:
             conditions.append("failed = 1")
         if request_id is not None:
             conditions.append("(id = ? OR incoming_id = ?)")
-            values += [request_id] * 2
+            values += [name(request_id)] * 2  # as it was written down
         query = f"SELECT number, json FROM entry WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"  # noqa: S608  conditions of our own
         return [{"number": number, **json.loads(text)} for number, text in self._ask(query, *values, limit)]
 
@@ -80,7 +80,8 @@ class Recall:
         hour = since // HOUR * HOUR
         (found,) = self._ask(f"SELECT {_TOTALS} FROM hourly WHERE hour >= ?", hour)  # noqa: S608  columns of our own
         times = self._ask("SELECT class, sum(requests) FROM times WHERE hour >= ? GROUP BY class ORDER BY class", hour)
-        return {**_averaged(dict(found)), "p50": _quantile(times, 0.5), "p99": _quantile(times, 0.99)}
+        p50, p99 = (_quantile(times, share, most=found["longest"]) for share in (0.5, 0.99))
+        return {**_averaged(dict(found)), "p50": p50, "p99": p99}
 
     def minutes(self, now: float | None = None) -> list[Row]:
         """Return the totals of each minute of the last hour, the oldest first, those without a request too."""
@@ -113,11 +114,14 @@ def _averaged(row: Row) -> Row:
     return row
 
 
-def _quantile(times: Sequence[sqlite3.Row], share: float) -> float | None:
-    """Return the time that so large a share of the requests did not exceed, from their counts by class."""
+def _quantile(times: Sequence[sqlite3.Row], share: float, *, most: float) -> float | None:
+    """Return the time that so large a share of the requests did not exceed, from their counts by class.
+
+    The middle of a class may be more than the longest time in it, which is `most`.
+    """
     left = share * sum(count for _, count in times)
     for number, count in times:
         left -= count
         if left <= 0:
-            return middle_of(number)
+            return min(middle_of(number), most)
     return None

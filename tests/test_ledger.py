@@ -229,6 +229,20 @@ def test_what_was_heard_and_waits_is_bounded(shelves: tuple[Shelf, Shelf]) -> No
     assert [entry.facts["tokens"] for batch in shelves[0].batches for entry in batch] == [{"input": 7}] * 6
 
 
+def test_what_cannot_be_looked_into_at_once_costs_its_usage_alone(
+    shelves: tuple[Shelf, Shelf], caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Ledger(shelves, Redaction())
+    for hearsay in (Hearsay(MOST_HEARD + 1), Hearsay(problem=ZeroDivisionError("of ours"))):
+        ledger.enter(heard(hearsay))
+    ledger.start()
+    ledger.close(PATIENCE)
+    assert ["tokens" in entry.facts for batch in shelves[0].batches for entry in batch] == [True, False]
+    assert [record.message for record in caplog.records] == [
+        "the ledger's usage could not be written; this is said once"
+    ]
+
+
 def test_what_cannot_be_looked_into_costs_its_usage_alone(
     open_ledger: Open, shelves: tuple[Shelf, Shelf], told: list[str]
 ) -> None:

@@ -1,8 +1,10 @@
 """The log on stdout: whole lines, and a reader that stops reading stops nothing else."""
 
+import errno
 import json
 import os
 import pty
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -141,6 +143,47 @@ def test_a_reader_that_is_gone_costs_lines(pipe: Pipe, monkeypatch: pytest.Monke
     heard = pipe.read(2)
     assert json.loads(heard[0]) == {"dropped_log_entries": 2}
     lines.close(PATIENCE)
+
+
+def test_a_line_of_which_a_part_went_out_is_lost_and_spoils_no_other(
+    pipe: Pipe, open_lines: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "RETRY", 0.001)
+    write, first = os.write, written(1, "/" + "x" * 3000)
+    room_left = [len(first.json) + 4, 0, 0, 1, 9]  # bytes that the disk takes: of the second line, of what mends it
+
+    def full_disk(fd: int, piece: bytes) -> int:
+        if fd != pipe.writing or not room_left:
+            return write(fd, piece)
+        if not (some := room_left.pop(0)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room_left.insert(0, 0)
+        return write(fd, piece[:some])
+
+    monkeypatch.setattr(os, "write", full_disk)
+    lines = open_lines()
+    lines.write([first, written(2), written(3)])
+    until(lambda: lines.dropped == 2)
+    lines.write([written(4)])
+    heard = pipe.read(5)
+    assert heard == [first.json, written(2).json[:3], '{"dropped', '{"dropped_log_entries":2}', written(4).json]
+    assert lines.dropped == 2
+
+
+def test_what_is_written_while_the_writer_looks_away_goes_out_before_the_end(pipe: Pipe, open_lines: Open) -> None:
+    lines = open_lines()
+    drain = lines._drain
+
+    def drain_and_be_interrupted() -> None:
+        drain()
+        lines._drain = drain  # type: ignore[method-assign]
+        lines.write([written(2)])
+        threading.Thread(target=lines.close, args=(PATIENCE,)).start()
+        assert lines._closing.wait(PATIENCE)
+
+    lines._drain = drain_and_be_interrupted  # type: ignore[method-assign]
+    lines.write([written(1)])
+    assert [json.loads(line)["id"] for line in pipe.read(2)] == ["1", "2"]
 
 
 def test_a_stream_that_takes_nothing_is_given_up_at_the_end() -> None:

@@ -84,6 +84,7 @@ def test_addresses_are_forgotten_after_their_minute_and_beyond_a_bound(
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
+        ("a:b", "a:b"),  # what a server in front may make of a forwarded address
         (None, ""),
     ],
 )

@@ -120,6 +120,22 @@ def test_usage_is_told_by_what_is_asked_for(recall: Recall, by: Any, requests: d
     assert sum(row["requests"] for row in recall.usage(by, since=NOW)) == 5
 
 
+@pytest.mark.parametrize("asked", ["abc def<1>", "abc%20def%3C1%3E"])
+def test_an_id_is_found_as_it_was_sent_and_as_it_is_shown(tmp_path: Path, asked: str) -> None:
+    history = History(tmp_path / "history", days=30)
+    history.write([written(incoming_id="abc def<1>")])
+    assert len(Recall(tmp_path / "history").newest(request_id=asked)) == 1
+    history.close(0)
+
+
+def test_no_quantile_is_more_than_the_longest_time(tmp_path: Path) -> None:
+    history = History(tmp_path / "history", days=30)
+    history.write([written(duration=0.98)])
+    totals = Recall(tmp_path / "history").totals()
+    assert totals["p50"] == totals["p99"] == totals["longest"] == 0.98
+    history.close(0)
+
+
 def test_a_quantile_is_near_the_one_of_all_times(tmp_path: Path) -> None:
     history = History(tmp_path / "h", days=1)
     history.write([written(duration=number / 100) for number in range(1, 1001)])
