@@ -145,7 +145,7 @@ def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = N
     relaying: Route = relay
     if settings.include_usage:
         relaying = IncludeUsage(relay, limit=settings.max_body, budget=Budget(MOST_LOOKED_INTO))
-    ours = Gateway(convenience, upstream, shaped, veil, books.ledger, timing=timing)
+    ours = Gateway(convenience, upstream, shaped, veil, books.ledger, name="convenience", timing=timing)
     front = Front(
         at={
             b"/": pages.welcome(settings),

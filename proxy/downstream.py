@@ -8,6 +8,7 @@ exchange.
 """
 
 import asyncio
+import time
 from typing import Protocol, cast
 
 from starlette.types import Receive, Scope, Send
@@ -87,6 +88,8 @@ class Downstream:
                 await answer.pour(copied)
             finally:
                 copied.settle()
+            if exchange.first_chunk is None:  # all of the body came with its end
+                exchange.first_chunk = exchange.elapsed()
         rest = answer.take()
         exchange.bytes_out += len(rest)
         await self._send({"type": "http.response.body", "body": rest, "more_body": False})
@@ -101,6 +104,7 @@ class Downstream:
         content = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self._begin(failure.status, content + failure.headers + exchange.ids, hold=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        exchange.bytes_out = len(body) if self.method != "HEAD" else 0
 
     async def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
         self.started = True
@@ -119,7 +123,7 @@ class Copied:
         self._hear = tap.hear
         self._pieces: list[bytes] = []
         self._keep = self._pieces.append
-        self._room = ENOUGH_TO_HEAR
+        self._room = 0  # the first piece is heard at once, as it tells when the body began
 
     def push(self, piece: bytes) -> bool:
         """Pass on a piece."""
@@ -135,6 +139,8 @@ class Copied:
         copy = b"".join(self._pieces)
         self._pieces.clear()
         self._room = ENOUGH_TO_HEAR
+        if self._exchange.first_chunk is None and copy:
+            self._exchange.first_chunk = self._exchange.elapsed()
         self._exchange.bytes_out += len(copy)
         self._hear(copy)
 
@@ -152,12 +158,15 @@ class Upload:
         self._more = True
         self._dropping: asyncio.Task[None] | None = None
         self.size = 0  # bytes that have come
+        self.waited = 0.0  # seconds
         self.length = int(fields[b"content-length"]) if b"transfer-encoding" not in fields else None
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. Raises `DownstreamClosed`."""
         while self._more:
+            began = time.perf_counter()
             message = await self._receive()
+            self.waited += time.perf_counter() - began
             if message["type"] == "http.disconnect":
                 raise DownstreamClosed("the client hung up during its upload")
             self._more = message.get("more_body", False)

@@ -176,6 +176,8 @@ def as_json(known: Exchange) -> str:
     timeout = _timeout(known.timeout, known.timeout_source, known.timed_out)
     first_byte = "" if known.first_byte is None else f',"first_byte":{seconds(known.first_byte)}'
     upstream_wait = "" if known.upstream_wait is None else f',"upstream_wait":{seconds(known.upstream_wait)}'
+    first_chunk = "" if known.first_chunk is None else f',"first_chunk":{seconds(known.first_chunk)}'
+    client_wait = "" if known.client_wait is None else f',"client_wait":{seconds(known.client_wait)}'
     talk = "" if known.messages_in is None else _talk(known)
     spent = "" if not known.usage else _spent(known.usage)
     rest = _rest(known.usage_added, known.retries, known.overloaded, known.cancelled, known.key)
@@ -183,7 +185,7 @@ def as_json(known: Exchange) -> str:
     detail = "" if known.detail is None else f',"detail":{quoted(known.detail)}'
     return (
         f'{{"time":"{moment(known.began)}","id":"{known.id}"{incoming_id}{upstream_id}{kind}{timeout}'
-        f',"duration":{seconds(known.duration)}{first_byte}{upstream_wait}'
+        f',"duration":{seconds(known.duration)}{first_byte}{first_chunk}{client_wait}{upstream_wait}'
         f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{spent}{rest}{failure}{detail}}}'
     )
 

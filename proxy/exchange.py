@@ -40,8 +40,10 @@ class Exchange:
       incoming_id     the client's own `X-Request-Id`
       status          of the answer, 499 where nobody was left to hear one
       result          the one word for how it ended; what nobody has judged is a fault of ours
-      first_byte      from `began` until the head of the answer went to the client
-      upstream_wait   from the call going out until the upstream's head
+      first_byte      from `began` until the head of the upstream's answer went to the client
+      first_chunk     the same for the first piece of a body that did not come with the head
+      client_wait     for what had to be read of the client's body before the call could go out
+      upstream_wait   from the call going out until the upstream's head, or its end where the answer is read whole
       timeout         in force for the head and for each silence; `timeout_source` is where it comes from
       timed_out       what took too long, where something did: "connect", "head", "idle"
       failure, detail what went wrong, in words for the client and in words for the operator
@@ -66,7 +68,9 @@ class Exchange:
     stream: bool = False
     model: str | None = None
     first_byte: float | None = None
+    first_chunk: float | None = None
     duration: float = 0.0
+    client_wait: float | None = None
     upstream_wait: float | None = None
     bytes_in: int = 0
     bytes_out: int = 0
@@ -87,6 +91,13 @@ class Exchange:
     def elapsed(self) -> float:
         """Return how long it has been going on."""
         return time.perf_counter() - self.clock
+
+    @property
+    def overhead(self) -> float | None:
+        """What of the time until the first byte was the proxy's own; None where there is nothing to tell it by."""
+        if self.first_byte is None or self.upstream_wait is None:
+            return None
+        return max(0.0, self.first_byte - (self.client_wait or 0.0) - self.upstream_wait)
 
     @property
     def ids(self) -> Pairs:

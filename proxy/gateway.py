@@ -36,12 +36,21 @@ log = logging.getLogger("oxy")
 
 
 class Gateway:
-    """An ASGI endpoint that takes exchanges of one route through their stages."""
+    """An ASGI endpoint that takes exchanges of one route, or of several under one `name`, through their stages."""
 
     def __init__(
-        self, route: Route, upstream: Upstream, guard: Guard, veil: Veil, ledger: Ledger, *, timing: bool = False
+        self,
+        route: Route,
+        upstream: Upstream,
+        guard: Guard,
+        veil: Veil,
+        ledger: Ledger,
+        *,
+        name: str = "relay",
+        timing: bool = False,
     ) -> None:
         self._route = route
+        self._name = name
         self._upstream = upstream
         self._guard = guard
         self._veil = veil
@@ -51,7 +60,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request to the upstream and its answer back. Every failure meets here."""
         downstream = Downstream(scope, receive, send)
-        exchange = meet(downstream)
+        exchange = meet(downstream, self._name)
         try:
             self._guard.check()  # before a body is read for nothing
             call = await self._route.shape(exchange, downstream)
@@ -76,9 +85,11 @@ class Gateway:
             self._ledger.enter(exchange)
 
     async def _pass(self, exchange: Exchange, call: Call, downstream: Downstream) -> None:
-        waited = exchange.elapsed()
+        if downstream.upload is not None:
+            exchange.client_wait = downstream.upload.waited or None
+        called = exchange.elapsed()
         answer = await self._upstream.open(exchange, call)
-        exchange.upstream_wait = exchange.elapsed() - waited
+        exchange.upstream_wait = exchange.elapsed() - called
         fields = by_name(answer.headers)
         tap = Tap(fields)
         try:
@@ -87,14 +98,15 @@ class Gateway:
             answer.headers = self._veil.over_head(answer.headers)
             if answer.status >= 400:
                 answer = await self._veil.over_body(answer)
+            hearing = tap
+            if call.retell is not None:
+                answer, hearing = await retold(answer, call.retell, tap.hear), Tap({})
+                exchange.upstream_wait = exchange.elapsed() - called
+            elif exchange.usage_added and tap.streams:
+                answer, hearing = WithoutUsage(answer, tap.hear), Tap({})
             if self._timing:
                 answer.headers = [*answer.headers, server_timing(exchange)]
-            if exchange.usage_added and tap.streams:
-                await downstream.relay(exchange, WithoutUsage(answer, tap.hear), Tap({}))
-            elif call.retell is None:
-                await downstream.relay(exchange, answer, tap)
-            else:
-                await downstream.relay(exchange, await retold(answer, call.retell, tap.hear), Tap({}))
+            await downstream.relay(exchange, answer, hearing)
             exchange.result = "success" if answer.status < 400 else "upstream_api_error"
         finally:
             await answer.close()
@@ -106,7 +118,7 @@ class Gateway:
 def server_timing(exchange: Exchange) -> tuple[bytes, bytes]:
     """Return the field that tells a client, in milliseconds, how long it waited for whom (w3.org/TR/server-timing)."""
     upstream = exchange.upstream_wait or 0.0
-    proxy = exchange.elapsed() - upstream
+    proxy = exchange.elapsed() - (exchange.client_wait or 0.0) - upstream
     return (b"server-timing", b"proxy;dur=%.3f, upstream;dur=%.3f" % (proxy * 1000, upstream * 1000))
 
 
@@ -131,14 +143,15 @@ def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:
         exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if started else "head")
 
 
-def meet(downstream: Request) -> Exchange:
-    """Begin the record of an exchange."""
+def meet(downstream: Request, route: str = "relay") -> Exchange:
+    """Begin the record of an exchange, under this name until a route knows a better one."""
     incoming_id = downstream.fields.get(b"x-request-id")
     return Exchange(
         id=new_id(),
         method=downstream.method,
         path=downstream.target.partition(b"?")[0].decode("latin-1"),
         incoming_id=read(incoming_id),
+        route=route,
     )
 
 

@@ -207,10 +207,10 @@ class Metrics:
             count("oxy_retries_total", (route,), retries)
         for kind, number in Tally([each.timed_out for each in exchanges if each.timed_out is not None]).items():
             count("oxy_timeouts_total", (route, kind), number)
-        first_bytes = [(each.first_byte, each.upstream_wait) for each in exchanges if each.first_byte is not None]
-        own = [max(0.0, first_byte - wait) for first_byte, wait in first_bytes if wait is not None]
+        first_bytes = [each.first_byte for each in exchanges if each.first_byte is not None]
+        own = [overhead for each in exchanges if (overhead := each.overhead) is not None]
         self._observe("oxy_exchange_duration_seconds", (route,), [each.duration for each in exchanges])
-        self._observe("oxy_first_byte_seconds", (route,), [first_byte for first_byte, _ in first_bytes])
+        self._observe("oxy_first_byte_seconds", (route,), first_bytes)
         self._observe("oxy_overhead_seconds", (route,), own)
 
     def _count_model(self, model: str | None, name: str, group: Sequence[Entry]) -> None:
@@ -225,7 +225,7 @@ class Metrics:
                 self._observe("gen_ai_client_token_usage", (name, "openai", bounded, kind), amounts)
         if model is not None:
             labels, exchanges = (name, "openai", bounded), [entry.exchange for entry in group]
-            chunks = [each.first_byte for each in exchanges if each.stream and each.first_byte is not None]
+            chunks = [first for each in exchanges if each.stream and (first := each.first_chunk or each.first_byte)]
             self._observe("gen_ai_client_operation_duration_seconds", labels, [each.duration for each in exchanges])
             self._observe("gen_ai_client_operation_time_to_first_chunk_seconds", labels, chunks)
 

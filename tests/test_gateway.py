@@ -1,5 +1,6 @@
 """Where every failure meets: what nobody foresaw is told to the log, and to the client only that it happened."""
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from proxy.entry import Facts
 from proxy.errors import Pairs
 from proxy.recall import Recall
 from tests.conftest import CLIENT_KEY, SWAP, SettingsOf, Start
-from tests.peers import Peer, Upstream, answer, chunked, request
+from tests.peers import Heard, Peer, Upstream, answer, chunked, request
 
 SECRET = "sk-secret-in-an-exception"
 
@@ -212,6 +213,11 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
         {},
         {"status": 403, "result": "forbidden", "route": "openai"},
     ),
+    "a method that a route of ours does not take": (
+        saying(request("DELETE", b"/chatgpt")),
+        {},
+        {"status": 405, "result": "validation_error", "route": "convenience"},
+    ),
     "a bad request": (
         saying(request("POST", b"/chatgpt", [(b"X-API-Key", CLIENT_KEY.encode())], b"{}")),
         {},
@@ -266,6 +272,63 @@ async def test_the_ledger_tells_how_it_ended(start: Start, upstream: Upstream, h
     assert {fact: entry.get(fact) for fact in expected} == expected
     if entry["status"] == 200:
         assert 0 < entry["upstream_wait"] <= entry["first_byte"] <= entry["duration"]
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+async def test_the_bytes_of_a_refusal_are_counted(start: Start, upstream: Upstream, history: Path, method: str) -> None:
+    async def play(client: Peer, upstream: Upstream) -> None:
+        await client.say(request(method))
+        heard.append(await client.hear(bodiless=method == "HEAD"))
+
+    heard: list[Heard] = []
+    entry = await told_of(start, history, play, upstream)
+    assert (entry["status"], entry["bytes_out"]) == (401, len(heard[0].body))
+    assert (entry["bytes_out"] > 0) == (method == "POST")
+
+
+LATE = 0.1  # seconds
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_the_first_piece_of_a_stream_has_its_own_time(start: Start, upstream: Upstream, history: Path) -> None:
+    async def play(client: Peer, upstream: Upstream) -> None:
+        await client.say(CHAT)
+        there = await upstream.accept()
+        await there.hear()
+        await there.say(STREAM)
+        await client.head()
+        await asyncio.sleep(LATE)
+        await there.say(chunked(b"data: {}\n\n", b""))
+        await client.until(b"0\r\n\r\n")
+
+    entry = await told_of(start, history, play, upstream)
+    assert entry["first_chunk"] - entry["first_byte"] > LATE / 2
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_what_a_client_or_the_upstream_takes_is_none_of_the_proxys_own_time(
+    start: Start, upstream: Upstream, history: Path
+) -> None:
+    async def play(client: Peer, upstream: Upstream) -> None:
+        said = request("POST", b"/chatgpt", [(b"X-API-Key", CLIENT_KEY.encode())], b'{"prompt": "p"}')
+        await client.say(said[:-1])
+        await asyncio.sleep(LATE)
+        await client.say(said[-1:])
+        there = await upstream.accept()
+        await there.hear()
+        answered = answer(200, JSON, b'{"choices": [{"message": {"content": "c"}}]}')
+        await there.say(answered[:-1])
+        await asyncio.sleep(LATE)
+        await there.say(answered[-1:])
+        timings.append(dict((await client.hear()).headers)[b"server-timing"])
+
+    timings: list[bytes] = []
+    entry = await told_of(start, history, play, upstream, PROXY_SERVER_TIMING="1")
+    assert min(entry["client_wait"], entry["upstream_wait"]) > LATE / 2
+    proxy, theirs = (float(said.partition(b"=")[2]) for said in timings[0].split(b", "))
+    assert theirs > LATE * 500
+    assert proxy < LATE * 500
 
 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)
