@@ -3,6 +3,11 @@
 What a body says is believed, or complained of, only once the client's key is known to be right.
 """
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 from proxy.access import CREDENTIALS, Access
 from proxy.downstream import Downstream
 from proxy.errors import Failure, Forbidden, Pairs, Unauthorized
@@ -16,6 +21,8 @@ from proxy.whole import OF_THE_BYTES
 
 MOST_OF_ALL_OBJECTS = 512 * MEGABYTE  # in memory
 MOST_OF_ALL_FORMS = 4096 * MEGABYTE  # on disk
+
+T = TypeVar("T")
 
 
 class Counter:
@@ -33,6 +40,26 @@ class Counter:
         self.max_body = settings.max_body
         self.objects = Budget(share(MOST_OF_ALL_OBJECTS, settings.workers))
         self.forms = Budget(share(MOST_OF_ALL_FORMS, settings.workers))
+        self._aside = ThreadPoolExecutor(1, "oxy-json")
+
+    async def aside(self, size: int, work: Callable[[], T]) -> T:
+        """Do what takes long with a body of so many bytes, in a thread of its own, one after the other.
+
+        The others' exchanges go on meanwhile, whoever sends such bodies, and however many. Raises `Overloaded`.
+        """
+        self.objects.take(size)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+        finally:
+            self.objects.give(size)
+
+    def knows(self, downstream: Downstream, own: Own) -> bool:
+        """Tell whether header or query bear a client's key, where one is asked for."""
+        try:
+            self._access.admit(downstream.headers, own.keys())
+        except Unauthorized:
+            return False
+        return True
 
     def ready(self, downstream: Downstream, own: Own) -> bool:
         """Tell whether header and query say enough for a call: the client's key, and one for the upstream."""

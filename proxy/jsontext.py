@@ -8,6 +8,7 @@ number beyond a double's range, half of a surrogate pair and a NUL are refused, 
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from proxy.errors import BadRequest
@@ -15,13 +16,19 @@ from proxy.errors import BadRequest
 Container = dict[str, object] | list[object]
 
 MAX_DEPTH = 200
+MAX_MEMBERS = 1000
 MAX_VALUES = 500_000  # a value takes far more memory than its text, and who sends it is perhaps not known yet
-STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+# A call of the interpreter's C code is not interrupted, so that long texts are looked at in steps of some milliseconds.
+STEP = 256 * 1024  # characters
 BLANKS = re.compile(r"[ \t\n\r]*")
-# Every escape from the left, so that an escaped backslash does not begin one; groups are those that cannot stand.
-ESCAPES = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?P<nul>0000)|u(?P<half>[dD][89a-fA-F])|.)"
+BACKSLASHES = re.compile(r"\\*+")
+# Every escape from the left, so that an escaped backslash does not begin one.
+SOUND = re.compile(
+    r"(?:[^\\]{1,65536}+|\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?!u0000|u[dD][89a-fA-F]).))"
+    r"{0,50000}+",
+    re.DOTALL,
 )
+UNSOUND = re.compile(r"\\u(?:(?P<nul>0000)|(?P<half>[dD][89a-fA-F]))")
 REASONS = {"nul": "it holds a NUL", "half": "it holds half of a surrogate pair"}
 
 
@@ -102,8 +109,12 @@ class Reader:
             object_pairs_hook=self._unique, parse_float=self._finite, parse_int=self._whole, parse_constant=self._finite
         )
         at = self._expect("{", _past_blanks(self.text, 0))
-        more = self.text[at : at + 1] != "}"
+        more, count = self.text[at : at + 1] != "}", 0
         while more:
+            count += 1
+            if count > MAX_MEMBERS:
+                self.complain(f"it and those before it are more than {MAX_MEMBERS} members")
+                return
             at = self._member(decoder, at)
             more = self.text[at : at + 1] == ","
             at = _past_blanks(self.text, at + 1) if more else at
@@ -142,9 +153,11 @@ class Reader:
 
     def _examine(self, text: str) -> None:
         if "\\u0000" in text or "\\ud" in text or "\\uD" in text:
-            bad = next((found.lastgroup for found in ESCAPES.finditer(text) if found.lastgroup), None)
-            if bad is not None:
-                self.complain(REASONS[bad])
+            at = 0
+            while (end := SOUND.match(text, at).end()) > at:  # type: ignore[union-attr]  # it matches nothing as well
+                at = end
+            if found := UNSOUND.match(text, at):
+                self.complain(REASONS[str(found.lastgroup)])
 
     # What the decoder calls
 
@@ -167,7 +180,27 @@ class Reader:
 
 def _too_many(text: str) -> bool:
     """Tell whether there are too many values in a text; commas and brackets in strings are none."""
-    return _marks(text) > MAX_VALUES and _marks(STRINGS.sub("", text)) > MAX_VALUES
+    if sum(map(_marks, _steps(text))) <= MAX_VALUES:
+        return False
+    marks, inside = 0, False
+    for step in _steps(text):
+        parts = step.replace("\\\\", "").replace('\\"', "").split('"')
+        marks += _marks(" ".join(parts[inside::2]))
+        if marks > MAX_VALUES:
+            return True
+        inside ^= len(parts) % 2 == 0
+    return False
+
+
+def _steps(text: str) -> Iterator[str]:
+    """Give a text in pieces that part no backslash from what it escapes."""
+    at = 0
+    while at < len(text):
+        end = at + STEP
+        if text[end - 1 : end] == "\\":
+            end = BACKSLASHES.match(text, end).end() + 1  # type: ignore[union-attr]  # it matches nothing as well
+        yield text[at:end]
+        at = end
 
 
 def _marks(text: str) -> int:

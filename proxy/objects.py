@@ -1,17 +1,21 @@
 """Convenience requests that are a JSON object, or say all that they have to say in their query."""
 
 from collections.abc import Callable
+from functools import partial
 
 from proxy.counter import Counter, with_query
 from proxy.downstream import Downstream
 from proxy.errors import BadRequest, BodyTooLarge, Failure
 from proxy.exchange import Call, Exchange
 from proxy.jsontext import Members, read, write
-from proxy.own import NAMES, split_query
+from proxy.own import NAMES, Own, split_query
 from proxy.rewrites import responses
+from proxy.values import MEGABYTE
 from proxy.whole import Whole, expanded, read_whole
 
 JSON = b"application/json"
+READ_AT_ONCE = 64 * 1024  # bytes of JSON that the loop's thread reads, in some milliseconds at worst
+MOST_OF_A_STRANGERS = 8 * MEGABYTE  # of a coded body whose key stands in it: it was a thousandth of that on its way
 
 
 class Objects:
@@ -37,7 +41,7 @@ class Objects:
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Read the object, take out what is the proxy's own, and make the call."""
         query, own = split_query(downstream.query)
-        members, complaint = await self._members(downstream)
+        members, complaint = await self._members(downstream, own)
         for name in NAMES:
             if found := members.pop(name, None):
                 own.add(name, found.value)
@@ -52,15 +56,25 @@ class Objects:
             call.headers = [pair for pair in call.headers if pair[0] != b"accept-encoding"]
         return call
 
-    async def _members(self, downstream: Downstream) -> tuple[Members, Failure | None]:
-        body = await read_whole(downstream.upload, self._counter.max_body, self._counter.objects)
+    async def _members(self, downstream: Downstream, own: Own) -> tuple[Members, Failure | None]:
+        limit = self._counter.max_body
+        body = await read_whole(downstream.upload, limit, self._counter.objects)
         if not body and self._empty != "refused":
             return {}, None
-        try:
-            body = expanded(body, downstream.fields.get(b"content-encoding", b""), self._counter.max_body)
-        except (BadRequest, BodyTooLarge) as complaint:
-            return {}, complaint
-        return read(body)
+        coding = downstream.fields.get(b"content-encoding", b"")
+        if not coding and len(body) <= READ_AT_ONCE:
+            return read(body)
+        if coding and not self._counter.knows(downstream, own):
+            limit = min(limit, MOST_OF_A_STRANGERS)
+        return await self._counter.aside(len(body), partial(unfolded, body, coding, limit))
+
+
+def unfolded(body: bytes, coding: bytes, limit: int) -> tuple[Members, Failure | None]:
+    """Return the members of the object in a body, of one coding or none, and what is wrong with it."""
+    try:
+        return read(expanded(body, coding, limit))
+    except (BadRequest, BodyTooLarge) as complaint:
+        return {}, complaint
 
 
 class Queries:

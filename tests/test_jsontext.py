@@ -1,15 +1,16 @@
 """What is kept of an object is kept letter for letter, and what cannot be is refused with its reason."""
 
 import json
+import re
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy import jsontext
 from proxy.errors import BadRequest
-from proxy.jsontext import MAX_DEPTH, elements_of, member, members_of, read, write
+from proxy.jsontext import MAX_DEPTH, MAX_MEMBERS, elements_of, member, members_of, read, write
 from proxy.own import NAMES
 
 # A busy machine is no failure.
@@ -276,3 +277,33 @@ def test_commas_and_brackets_in_a_string_are_no_values(monkeypatch: pytest.Monke
     members, complaint = read(f'{{"a": {text}, "b": 1}}'.encode())
     assert complaint is None
     assert members["a"].text == text
+
+
+@given(torn | values.map(str.encode), st.integers(1, 5))
+@pure
+def test_marks_outside_of_strings_are_counted_whatever_the_steps(body: bytes, step: int) -> None:
+    text = body.decode(errors="replace")
+    plain = re.sub(r'"(?:[^"\\]|\\.)*+"', " ", text, flags=re.DOTALL)
+    marks = sum(map(plain.count, ",[{"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsontext, "STEP", step)
+        assume('"' not in plain and "\\" not in plain)  # else it is no JSON, and the parser says so
+        for most in range(max(0, marks - 2), marks + 3):
+            patch.setattr(jsontext, "MAX_VALUES", most)
+            assert jsontext._too_many(text) == (marks > most)
+
+
+def test_an_escape_is_found_behind_more_than_one_step_of_others() -> None:
+    many = r"\n" * 120_000 + "x" * 200_000 + r"\ud83d\ude00\\ud800" * 60_000
+    assert accepted(b'{"a":"%b"}' % many.encode())
+    assert complaint_about(b'{"a":"%b\\ud83dx"}' % many.encode()) == f"a: {HALF}"
+
+
+@pytest.mark.parametrize("name", ["k", "k%d"])
+def test_more_members_than_anyone_means_are_not_read(name: str) -> None:
+    names = [name.replace("%d", str(number)) for number in range(MAX_MEMBERS + 1)]
+    members, complaint = read(("{" + ",".join(f'"{each}":1' for each in names) + "}").encode())
+    assert len(members) <= MAX_MEMBERS
+    assert f"more than {MAX_MEMBERS} members" in str(complaint) or "given twice" in str(complaint)
+    if name == "k%d":
+        accepted(("{" + ",".join(f'"{each}":1' for each in names[1:]) + "}").encode())

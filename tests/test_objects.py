@@ -1,15 +1,18 @@
 """The JSON and query routes on real sockets: what the upstream hears of each request, and the client of its answer."""
 
+import asyncio
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from proxy import counter, objects
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start
-from tests.peers import Heard, Pairs, Upstream, answer, chunked, request
+from tests.peers import PATIENCE, Heard, Pairs, Upstream, answer, chunked, request
 
 Json = dict[str, Any]
 
@@ -433,6 +436,49 @@ async def test_a_body_over_the_limit_is_413_and_the_client_reads_it(
         assert "1 MB" in error(back)["message"]
         assert await client.rest() == b""
     assert upstream.accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "status"), [([], 8, 200), ([], 9, 403), ([SHOWN], 9, 200)], ids=["short", "strange", "known"]
+)
+@one_way
+async def test_a_stranger_is_not_unfolded_for_as_far_as_a_client_is(
+    start: Start, upstream: Upstream, fields: Pairs, size: int, status: int
+) -> None:
+    upstream.says(answer())
+    filling = b"x" * (size * 2**20 - 100)
+    packed = gzip.compress(b'{"security_key": "%b", "a": "%b"}' % (KEY, filling))
+    async with start(**SWAP) as proxy:
+        back = await ask(proxy, post(b"/openai2", packed, GZIP, *fields))
+    assert back.status == status
+    assert status == 200 or "larger than the 8 MB" in error(back)["message"]
+
+
+@one_way
+async def test_while_a_large_body_is_read_others_are_served_and_it_counts_as_held(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_it, go_on = threading.Event(), threading.Event()
+
+    def slow(*given: Any) -> Any:
+        at_it.set()
+        assert go_on.wait(PATIENCE)
+        return unfolded(*given)
+
+    unfolded = objects.unfolded
+    monkeypatch.setattr(objects, "unfolded", slow)
+    monkeypatch.setattr(counter, "MOST_OF_ALL_OBJECTS", 300_000)
+    large = post(b"/openai2", {"a": "x" * 200_000}, SHOWN)
+    upstream.says(answer())
+    async with start(**SWAP) as proxy:
+        first = asyncio.ensure_future(ask(proxy, large))
+        try:
+            await asyncio.to_thread(at_it.wait, PATIENCE)
+            assert (await ask(proxy, post(b"/openai2", {"a": "x"}, SHOWN))).status == 200
+            assert (await ask(proxy, large)).status == 503
+        finally:
+            go_on.set()
+        assert (await first).status == 200
 
 
 @one_way
