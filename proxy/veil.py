@@ -14,6 +14,7 @@ from proxy.whole import OF_THE_BYTES, WINDOW, Retold, expanded, gathered
 
 SHORTEST = 8  # bytes of a key that is looked for; a shorter one stands in too many words
 MOST = 64 * 1024  # bytes of an error that are looked through
+MOST_HELD = 1024 * 1024  # bytes of one that are held until its head can go out
 
 
 class Veil:
@@ -59,14 +60,15 @@ class Veil:
     async def _expanded(self, answer: Answer, coding: bytes) -> Answer:
         """Return a compressed error as it is, unless there is a secret in it: then masked, and plain.
 
-        What is longer than `MOST`, or is compressed in a way that is not known here, is not looked into.
+        What is longer than `MOST`, or is compressed in a way that is not known here, is not looked into. Raises
+        `UpstreamUnreachable` for one that does not say its length and is longer than anyone's.
         """
         length = first(answer.headers, b"content-length")
         if coding.lower() not in WINDOW or (length is not None and int(length) > MOST):
             return answer
-        content = await gathered(answer, MOST)
+        content = await gathered(answer, MOST_HELD)
         try:
-            plain = expanded(content, coding, 16 * MOST)
+            plain = expanded(content, coding, 16 * MOST) if len(content) <= MOST else b""
         except Failure:
             plain = b""
         masked = self.mask(plain)

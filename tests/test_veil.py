@@ -1,6 +1,7 @@
 """Keys that an upstream says back are masked; what holds none passes as it is."""
 
 import gzip
+import random
 import zlib
 
 import pytest
@@ -95,6 +96,15 @@ async def test_a_compressed_error_whose_length_is_not_known_is_masked_too(proxy:
     said = b"HTTP/1.1 500 No\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
     _, back = await heard(proxy, upstream, said + chunked(packed[:9], packed[9:], b""))
     assert back == b"<" + b"*" * len(KEYS[0]) + b">"
+
+
+async def test_a_long_compressed_error_whose_length_is_not_known_passes_byte_for_byte(
+    proxy: Running, upstream: Upstream
+) -> None:
+    packed = gzip.compress(random.Random(1).randbytes(2 * MOST), mtime=0)
+    said = b"HTTP/1.1 429 No\r\nContent-Encoding: gzip\r\nRetry-After: 7\r\nTransfer-Encoding: chunked\r\n\r\n"
+    headers, back = await heard(proxy, upstream, said + chunked(packed[:MOST], packed[MOST:], b""))
+    assert (back, dict(headers)[b"retry-after"]) == (packed, b"7")
 
 
 async def test_a_success_passes_as_it_is(proxy: Running, upstream: Upstream) -> None:
