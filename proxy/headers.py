@@ -35,6 +35,7 @@ MOST_NAMES = 1024
 class Crossing:
     """Takes out fields that may not cross: those named in `drop`, and those whose names begin like one of `prefixes`.
 
+    A length crosses whatever the prefixes: the body that it frames does too.
     Each name is looked into once and remembered, up to a bound, since the same few come with every request.
     """
 
@@ -52,7 +53,7 @@ class Crossing:
             return [pair for pair in pairs if self._crosses(pair[0])]
 
     def _crosses(self, name: bytes) -> bool:
-        crosses = name not in self._drop and not name.startswith(self._prefixes)
+        crosses = name not in self._drop and (name in FRAMING or not name.startswith(self._prefixes))
         if len(self._known) < MOST_NAMES:
             self._known[name] = crosses
         return crosses

@@ -246,6 +246,19 @@ async def test_headers_of_the_platform_in_front_end_here(start: Start, upstream:
     assert upstream.heard[0].headers[1:] == [(b"x-other", b"3")]
 
 
+@pytest.mark.parametrize("prefix", ["content-", "C,T"])
+async def test_a_prefix_takes_away_no_framing(start: Start, upstream: Upstream, prefix: str) -> None:
+    upstream.says(answer())
+    body = b"DELETE /v1/files/1 HTTP/1.1\r\nHost: h\r\n\r\n"  # what would be a request, were it no body
+    async with start(OXY_HOP_HEADER_PREFIX=prefix) as proxy:
+        client = await proxy.connect()
+        await client.say(request("POST", headers=[(b"Content-Type", b"text/plain")], body=body))
+        assert (await client.hear()).status == 200
+        await client.say(request("POST", headers=[(b"Transfer-Encoding", b"chunked")]) + chunked(body, b""))
+        assert (await client.hear()).status == 200
+    assert [(heard.body, heard.get(b"content-type")) for heard in upstream.heard] == [(body, None)] * 2
+
+
 @pytest.mark.parametrize(
     ("target", "status"),
     [
