@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from proxy.access import Access
-from proxy.errors import Failure, UpstreamTimeout
+from proxy.errors import UpstreamTimeout
 from proxy.exchange import Call, Exchange, new_id
 from proxy.upstream import Upstream, translated
 
@@ -28,8 +28,6 @@ class Probe:
                 answer = await self._upstream.open(exchange, call)
         except TimeoutError as problem:
             raise UpstreamTimeout("The upstream did not begin its answer in time") from problem
-        except Failure:
-            raise
         except Exception as problem:
             if (failure := translated(problem)) is None:
                 raise
