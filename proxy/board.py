@@ -23,7 +23,7 @@ from proxy.readable import UNKNOWN, count, size, span
 from proxy.recall import NoHistory, Recall
 from proxy.shell import Shell
 
-CLASSES = ("2xx", "3xx", "4xx", "5xx", "none")
+CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 EVENTS = "text/event-stream"
 TURN = 1.0  # seconds between two looks into the history
 SILENCE = 15  # turns after which a stream says that it is alive

@@ -101,6 +101,16 @@ async def test_the_newest_entries_are_shown_by_every_filter(desk: Desk, target: 
     assert "".join(await paths(desk, target)) == found
 
 
+async def test_sessions_over_websocket_are_a_class_of_status(desk: Desk) -> None:
+    desk.history.write([*exchanges(), written(path="/v1/realtime", status=101, route="websocket")])
+    assert await paths(desk, "/log?status=1xx") == ["realtime"]
+
+
+@pytest.mark.parametrize("kind", board.CLASSES)
+def test_every_class_of_status_has_its_style(kind: str) -> None:
+    assert f".s{kind}" in (Path(board.__file__).parent / "templates" / "board.css").read_text(encoding="utf-8")
+
+
 async def test_a_filter_stays_in_the_form_escaped(desk: Desk) -> None:
     desk.history.write(exchanges())
     page = await shown(desk, "/log?route=nowhere&status=5xx&model=%22%3E%3Cscript%3E&request_id=%22x")
