@@ -47,10 +47,11 @@ def usage_of(said: object) -> Usage | None:
     for name, n in said.items():
         if name in COUNTS:
             if type(n) is int and 0 <= n < MOST:  # to isinstance, true is a whole number too
-                counts[COUNTS[name]] = n
+                kind = COUNTS[name]
+                counts[kind] = max(n, counts.get(kind, 0))  # who answers with both names may fill in one of them
         elif name in DETAILS and isinstance(n, dict):
             kinds = DETAILS[name]
             for part, m in n.items():
                 if part in kinds and type(m) is int and 0 <= m < MOST:
-                    counts[kinds[part]] = m
+                    counts[kinds[part]] = max(m, counts.get(kinds[part], 0))
     return counts or None

@@ -64,6 +64,7 @@ RESPONSE = {
     "total_tokens": 380,
 }
 RESPONSE_USAGE = Usage(input=328, cached=128, output=52, reasoning=11, total=380)
+CACHED = {"cached_tokens": 4}
 IMAGE = {
     "total_tokens": 100,
     "input_tokens": 50,
@@ -573,6 +574,14 @@ def test_what_is_no_count_of_tokens_is_left_out(count: Any) -> None:
     said = {"input_tokens": count, "output_tokens": 7, "input_tokens_details": details, "other": 1}
     assert usage_of(said) == {"output": 7, "input_audio": 3}
     assert usage_of({"input_tokens": count, "input_tokens_details": count}) is None
+
+
+def test_of_two_names_for_one_count_the_larger_is_believed() -> None:
+    openai = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "prompt_tokens_details": CACHED}
+    others = {"input_tokens": 0, "output_tokens": 0, "input_tokens_details": {"cached_tokens": 0}}
+    for said in (openai | others, others | openai):
+        assert usage_of(said) == {"input": 10, "cached": 4, "output": 5, "total": 15}
+    assert usage_of(others) == {"input": 0, "cached": 0, "output": 0}
 
 
 def test_every_kind_of_token_has_its_name() -> None:
