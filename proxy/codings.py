@@ -46,7 +46,8 @@ class Inflater:
             if self._stream.unused_data:
                 raise ValueError("something follows the end of the coded bytes")
             piece = self._stream.unconsumed_tail
-        raise ValueError("it unfolds too far")
+        if piece:
+            raise ValueError("it unfolds too far")
 
     def end(self) -> Iterator[bytes]:
         if self._stream is not None:

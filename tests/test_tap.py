@@ -530,6 +530,18 @@ def test_a_body_that_unfolds_without_end_is_given_up(encoding: str, monkeypatch:
     assert heard(JSON, *in_pieces(body, 50), coding=coding) == ((RESPONSE_USAGE, "m") if as_it_comes else UNKNOWN)
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("level", [0, 6], ids=["stored", "compressed"])
+def test_a_piece_may_unfold_in_as_many_steps_as_there_are(encoding: str, level: int) -> None:
+    encode = partial(gzip.compress, mtime=0) if encoding == "gzip" else zlib.compress
+    most = codings.MOST_STEPS * codings.STEP
+    inflater = codings.Inflater()
+    assert sum(map(len, inflater.decode(encode(b" " * most, level)))) == most
+    assert inflater.whole
+    with pytest.raises(ValueError, match="too far"):
+        list(codings.Inflater().decode(encode(b" " * (most + 1), level)))
+
+
 def random_text(size: int) -> bytes:
     return json.dumps(random.Random(7).randbytes(2 * size).hex()).encode()
 
