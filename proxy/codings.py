@@ -85,6 +85,11 @@ class Unpacker:
         raise ValueError("it unfolds too far")
 
 
+def is_identity(coding: bytes) -> bool:
+    """Tell whether a coding is none: `identity` should not stand there (RFC 9110 8.4), but some send it."""
+    return coding.strip().lower() in (b"", b"identity")
+
+
 def decoder(coding: bytes) -> Decoder | None:
     """Return what undoes a coding; None for one that nothing here undoes."""
     coding = coding.strip().lower()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from json import JSONDecoder
 
-from proxy.codings import decoder
+from proxy.codings import decoder, is_identity
 from proxy.errors import Fields
 from proxy.usage import Usage, usage_of
 
@@ -51,6 +51,8 @@ class Tap:
         if media_type != JSON:
             media_type = media_type.partition(b";")[0].strip().lower()
         coding = fields.get(b"content-encoding")
+        if coding is not None and is_identity(coding):
+            coding = None
         self._decoder = decoder(coding) if coding is not None else None
         self.streams = media_type == EVENT_STREAM
         self._mute = not (self.streams or media_type == JSON) or (coding is not None and self._decoder is None)

@@ -580,6 +580,15 @@ def test_other_answers_are_not_listened_to(headers: Pairs) -> None:
     assert tap.told() == UNKNOWN
 
 
+@pytest.mark.parametrize("coding", [b"", b" ", b"identity", b"Identity", b" IDENTITY "])
+def test_what_is_named_identity_is_not_coded(coding: bytes) -> None:
+    for media_type in (JSON, SSE):
+        tap = Tap(dict([CHUNKED, (b"content-type", media_type), (b"content-encoding", coding)]))
+        tap.hear(FORMS["JSON" if media_type == JSON else "SSE"][1](SHAPES["response"][0]))
+        tap.end(complete=True)
+        assert tap.told() == (RESPONSE_USAGE, "gpt-5")
+
+
 @pytest.mark.parametrize("count", [-1, 10**9, 10**400, True, 1.5, "1", None, {}, [1]])
 def test_what_is_no_count_of_tokens_is_left_out(count: Any) -> None:
     details = {"cached_tokens": count, "audio_tokens": 3}
