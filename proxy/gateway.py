@@ -25,6 +25,7 @@ from proxy.ledger import Ledger
 from proxy.routes import Route
 from proxy.tap import Tap
 from proxy.upstream import Upstream, translated
+from proxy.usage import is_counted
 from proxy.veil import Veil
 from proxy.whole import retold
 
@@ -110,7 +111,7 @@ class Gateway:
             exchange.result = "success" if answer.status < 400 else "upstream_api_error"
         finally:
             await answer.close()
-            if call.method == "POST":  # what is only fetched again was counted when it was made
+            if is_counted(call.method, call.target):
                 tap.end(complete=answer.complete)
                 exchange.heard = tap
 

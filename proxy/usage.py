@@ -1,5 +1,7 @@
 """What an answer says of the tokens that it took, under the names of each part of the API."""
 
+import re
+
 MOST = 10**9  # from there on it is no count, whatever it was that the upstream said
 
 # `input` and `output` are the whole; the others are parts of them, `total` their sum.
@@ -36,7 +38,15 @@ DETAILS = {
     "output_token_details": OUTPUT_DETAILS,  # Realtime
 }
 
+# A POST that changes or cancels what is there already answers with it, and with the usage of then.
+TOLD_AGAIN = re.compile(rb"[^?]*/(?:(?:chat/completions|runs)/[^/?]+|cancel)/?(?:\?|\Z)")
+
 Usage = dict[str, int]  # tokens by kind, as far as the answer says
+
+
+def is_counted(method: str, target: bytes) -> bool:
+    """Tell whether the answer to a call tells of tokens that no other answer told of before."""
+    return method == "POST" and TOLD_AGAIN.match(target) is None
 
 
 def usage_of(said: object) -> Usage | None:

@@ -341,6 +341,15 @@ async def test_an_answer_told_anew_counts_what_the_upstream_said(
     assert (entry["model"], entry["tokens"]) == ("gpt-4o", {"input": 3, "output": 4, "total": 7})
 
 
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_an_answer_that_is_told_again_is_not_counted_again(
+    start: Start, upstream: Upstream, history: Path
+) -> None:
+    update = request("POST", b"/v1/chat/completions/chatcmpl-1", [(b"X-API-Key", CLIENT_KEY.encode())], b"{}")
+    entry = await told_of(start, history, saying(update, answer(200, JSON, USED)), upstream)
+    assert (entry["status"], entry.get("tokens")) == (200, None)
+
+
 @pytest.mark.parametrize(("missing", "tokens"), [(0, {"input": 3}), (1, None)], ids=["whole", "torn"])
 async def test_the_end_of_a_long_answer_is_believed_if_it_was_its_end(
     start: Start, upstream: Upstream, history: Path, missing: int, tokens: Facts | None

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from proxy import codings
 from proxy.errors import Pairs
 from proxy.tap import HEAD, MOST, TAIL, TRIES, Tap
-from proxy.usage import KINDS, Usage, usage_of
+from proxy.usage import KINDS, Usage, is_counted, usage_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -603,6 +603,34 @@ def test_of_two_names_for_one_count_the_larger_is_believed() -> None:
     for said in (openai | others, others | openai):
         assert usage_of(said) == {"input": 10, "cached": 4, "output": 5, "total": 15}
     assert usage_of(others) == {"input": 0, "cached": 0, "output": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "counted"),
+    [
+        ("/v1/chat/completions", True),
+        ("/v1/chat/completions/", True),
+        ("/v1/chat/completions/chatcmpl-1", False),
+        ("/v1/chat/completions/chatcmpl-1/", False),
+        ("/a/prefix/chat/completions/1", False),
+        ("/openai/deployments/runs/chat/completions", True),
+        ("/openai/deployments/cancel/embeddings", True),
+        ("/openai/deployments/d/chat/completions/chatcmpl-1", False),
+        ("/v1/responses", True),
+        ("/v1/responses/compact", True),
+        ("/v1/responses/resp_1/cancel", False),
+        ("/v1/batches/batch_1/cancel", False),
+        ("/v1/threads/runs", True),
+        ("/v1/threads/thread_1/runs", True),
+        ("/v1/threads/thread_1/runs/run_1", False),
+        ("/v1/threads/thread_1/runs/run_1/cancel", False),
+        ("/v1/threads/thread_1/runs/run_1/submit_tool_outputs", True),
+    ],
+)
+def test_only_what_makes_an_answer_is_counted(path: str, counted: bool) -> None:
+    for query in ("", "?", "?api-version=1", "?a=/runs/run_1", "?a=/cancel"):
+        assert is_counted("POST", f"{path}{query}".encode()) == counted
+        assert not is_counted("GET", f"{path}{query}".encode())
 
 
 def test_every_kind_of_token_has_its_name() -> None:
