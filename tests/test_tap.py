@@ -481,6 +481,67 @@ def test_a_comment_that_the_copy_cuts_into_is_not_believed() -> None:
     assert heard(SSE, stream[: 100 + TAIL], stream[100 + TAIL : 100 + 2 * TAIL]) == UNKNOWN
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_comment_within_an_event_is_not_believed_wherever_the_copy_begins(end: bytes) -> None:
+    data, told = b'data: {"model":"m"}\n', b',"usage":{"total_tokens":666}}\n'
+    for long in (data + b": " + 40_000 * b"x", data[:-2] + b',"a":"%b"}\n: ' % (2 * HEAD * b"x") + 40_000 * b"x"):
+        event = (long + told + b"\n").replace(b"\n", end)
+        assert heard(SSE, event) == heard(SSE, *in_pieces(event, 1000)) == (None, "m")
+    event = (data + b": x" + told + b"data: 1\n\n").replace(b"\n", end)
+    stream = event + b'data: {"x": 1}\n\n'.replace(b"\n", end) * 4000
+    for start in range(TAIL, TAIL + len(event)):
+        assert heard(SSE, stream[:start], stream[start : start + TAIL])[0] is None
+
+
+def running(count: int, **more: Any) -> bytes:
+    """A chunk of a chat completion with the usage up to it, as `continuous_usage_stats` asks for."""
+    usage = {"prompt_tokens": 3, "completion_tokens": count, "total_tokens": 3 + count}
+    chunk = {"model": "m", "choices": [{"delta": {"content": "a"}, "finish_reason": None}], "usage": usage, **more}
+    return b"data: %b\n\n" % as_json(chunk)
+
+
+@pytest.mark.parametrize("events", [5, 1000])
+def test_a_torn_stream_with_running_usage_names_its_model_alone(events: int) -> None:
+    chunks = b"".join(running(count) for count in range(events))
+    total = Usage(input=3, output=events - 1, total=3 + events - 1)
+    assert heard(SSE, chunks) == (total, "m")
+    for torn in (chunks, chunks + b'data: {"model": "m", "ch', chunks + running(7, choices=[])[:-3]):
+        assert heard(SSE, torn, complete=False) == (None, "m")
+        assert heard(SSE, torn, framing=[]) == (None, "m")
+    for whole in (chunks + running(events - 1, choices=[]), chunks + b"data: [DONE]", chunks + b"data:[DONE]\r\n\r\n"):
+        assert heard(SSE, whole, complete=False) == (total, "m")
+    for torn in (b'data: {"choices": [{"delta": {"content": "[DONE]', b"data: [DONE", b": [DONE]\n\n"):
+        assert heard(SSE, chunks + torn, complete=False) == (None, "m")
+
+
+@pytest.mark.parametrize("text", ["short", LONG], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [
+        ("response.completed", True),
+        ("response.incomplete", True),
+        ("response.failed", True),
+        ("response.in_progress", False),
+        ("image_generation.partial_image", False),
+        ("image_generation.completed", True),
+        ("image_edit.completed", True),
+        ("transcript.text.delta", False),
+        ("transcript.text.done", True),
+        ("speech.audio.done", True),
+        (7, False),
+        (None, False),
+    ],
+)
+def test_of_a_torn_stream_only_an_event_that_ends_it_tells_usage(kind: object, ends: bool, text: str) -> None:
+    said: Record = {"model": "m", "text": text, "usage": RESPONSE}
+    response = isinstance(kind, str) and kind.startswith("response.")
+    record = {"type": kind, "response": said} if response else {"type": kind, **said}
+    event = b"data: %b\n\n" % as_json(record)
+    assert heard(SSE, event, complete=False)[0] == (RESPONSE_USAGE if ends else None)
+    if ends or text == "short":
+        assert heard(SSE, event) == (RESPONSE_USAGE, "m")
+
+
 def held(tap: Tap) -> int:
     return sum(sys.getsizeof(getattr(tap, slot)) for slot in Tap.__slots__)
 
