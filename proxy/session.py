@@ -4,10 +4,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 
-from proxy.usage import usage_of
+from proxy.usage import model_of, usage_of
 
-ENDS = ('"response.done"', '"response.completed"')  # the Realtime API's word and that of Responses
-MAX_EVENT = 1024 * 1024  # characters; an event with usage that is longer is not looked into
+ENDS = (
+    *("response.completed", "response.incomplete", "response.failed"),  # Responses
+    "response.done",  # Realtime: however a response ended
+    "conversation.item.input_audio_transcription.completed",  # Realtime: what it took to write down what was said
+)
+MAX_EVENT = 1024 * 1024  # characters; a longer event is not looked into
 
 
 @dataclass(slots=True)
@@ -29,22 +33,33 @@ class Flow:
 class Session:
     """One exchange over WebSocket: what went each way (`sent` upstream, `heard` from there), and how it ended.
 
-    `close_code` is what ended it, by whichever side: None where it never began.
+    `model` is the first that the upstream named. `close_code` is what ended it, by whichever side: None where it never
+    began.
     """
 
     sent: Flow = field(default_factory=Flow)
     heard: Flow = field(default_factory=Flow)
     usage: Counter[str] = field(default_factory=Counter)
+    model: str | None = None
     close_code: int | None = None
 
     def learn(self, event: str) -> None:
-        """Add the usage that a server's event ends a response with; any other event adds nothing."""
-        if len(event) > MAX_EVENT or not any(end in event for end in ENDS):
+        """Add the usage that a server's event ends something with; keep the first model that one names."""
+        if len(event) > MAX_EVENT or not self._may_tell(event):
             return
         try:
             said = json.loads(event)
         except (ValueError, RecursionError):
             return
-        response = said.get("response") if isinstance(said, dict) else None
-        if isinstance(response, dict):
-            self.usage.update(usage_of(response.get("usage")) or {})
+        if not isinstance(said, dict):
+            return
+        told = next((said[name] for name in ("response", "session") if isinstance(said.get(name), dict)), said)
+        self.model = self.model or model_of(told.get("model"))
+        if said.get("type") in ENDS:
+            self.usage.update(usage_of(told.get("usage")) or {})
+
+    def _may_tell(self, event: str) -> bool:
+        # Most are pieces of sound of 10 KB, for which each of these names costs 5 us.
+        if self.model is None and '"model"' in event:
+            return True
+        return '"usage"' in event and any(end in event for end in ENDS)

@@ -11,13 +11,12 @@ from json import JSONDecoder
 
 from proxy.codings import decoder, is_identity
 from proxy.errors import Fields
-from proxy.usage import Usage, usage_of
+from proxy.usage import Usage, model_of, usage_of
 
 HEAD = 8 * 1024
 TAIL = 16 * 1024
 MOST = 2 * TAIL  # kept before it is cut down to the tail, so that on the whole each byte is moved once
 TRIES = 8  # places that are tried in a record of which the middle is missing
-LONGEST_NAME = 256
 
 JSON, EVENT_STREAM = b"application/json", b"text/event-stream"
 USAGE, MODEL = b'"usage"', b'"model"'
@@ -254,8 +253,3 @@ def parsed(text: bytes) -> Record:
     except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) and end == len(said) else {}
-
-
-def model_of(name: object) -> str | None:
-    """Return the name of a model, if it is one that can be shown."""
-    return name if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() else None

@@ -1,8 +1,9 @@
-"""What an answer says of the tokens that it took, under the names of each part of the API."""
+"""What an answer says of its model and of the tokens that it took, under the names of each part of the API."""
 
 import re
 
 MOST = 10**9  # from there on it is no count, whatever it was that the upstream said
+LONGEST_NAME = 256
 
 # `input` and `output` are the whole; the others are parts of them, `total` their sum.
 KINDS = (
@@ -65,3 +66,8 @@ def usage_of(said: object) -> Usage | None:
                 if part in kinds and type(m) is int and 0 <= m < MOST:
                     counts[kinds[part]] = max(m, counts.get(kinds[part], 0))
     return counts or None
+
+
+def model_of(name: object) -> str | None:
+    """Return the name of a model, if it is one that can be shown."""
+    return name if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() else None

@@ -126,7 +126,7 @@ def settle(exchange: Exchange, session: Session) -> None:
     exchange.bytes_in, exchange.messages_in = session.sent.size, session.sent.messages
     exchange.bytes_out, exchange.messages_out = session.heard.size, session.heard.messages
     exchange.close_code = session.close_code
-    exchange.usage = dict(session.usage) or None
+    exchange.usage, exchange.model = dict(session.usage) or None, session.model
 
 
 def public(subprotocol: str | None) -> str | None:

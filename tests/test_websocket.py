@@ -205,6 +205,7 @@ async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_
     done = (
         '{"type": "response.done", "response": {"usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}}}'
     )
+    created = '{"type": "session.created", "session": {"model": "gpt-realtime"}}'
     async with (
         start(**SWAP, PROXY_HISTORY=str(history)) as proxy,
         session(proxy, far, key=CLIENT_KEY) as (client, there),
@@ -212,6 +213,8 @@ async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_
         await client.send("abc")
         await there.send(done)
         await there.send(b"12345")
+        await there.send(created)
+        await hear(client)
         await hear(client)
         await hear(client)
         await client.close(4000, "done")
@@ -226,8 +229,8 @@ async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_
             "key": "key-1",
             "close_code": 4000,
         },
-        **{"messages_in": 1, "bytes_in": 3, "messages_out": 2, "bytes_out": len(done) + 5},
-        **{"tokens": {"input": 5, "output": 2, "total": 7}},
+        **{"messages_in": 1, "bytes_in": 3, "messages_out": 3, "bytes_out": len(created + done) + 5},
+        **{"model": "gpt-realtime", "tokens": {"input": 5, "output": 2, "total": 7}},
     }
     assert {fact: entry.get(fact) for fact in expected} == expected
 
