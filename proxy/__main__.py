@@ -10,7 +10,7 @@ from proxy.check import check
 from proxy.recall import NoHistory
 from proxy.report import usage
 from proxy.server import CannotListen, listen, local_url, serve
-from proxy.settings import BadSettings, Settings, load
+from proxy.settings import BadSettings, Settings, history, load
 
 OPTIONS = {
     "host": ("OXY_HOST", "the address to listen on (default 0.0.0.0: all interfaces)"),
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def tell_usage(arguments: list[str]) -> int:
     """Print who used how many tokens; return the exit status: 1 where there is no history to read."""
     try:
-        print(usage(arguments, load(os.environ, Path.cwd()).history))
+        print(usage(arguments, history(os.environ, Path.cwd())))
     except (BadSettings, NoHistory) as problem:
         print(f"oxy usage: {problem}", file=sys.stderr)
         return 2 if isinstance(problem, BadSettings) else 1

@@ -68,6 +68,7 @@ class History:
         self._path = path
         self._days = days
         self._db: sqlite3.Connection | None = None
+        self._file: object = None  # which file that is
         self._model = FirstFew(MOST_MODELS)
         self._unwritten: list[Entry] = []
         self._not_before = self._next_pruning = -math.inf
@@ -101,13 +102,19 @@ class History:
         self._hang_up()
 
     def _transact(self, now: float) -> None:
-        db = self._db = self._db or opened(self._path)
+        pruning = now >= self._next_pruning
+        if self._db is None:
+            self._db = opened(self._path)
+            self._file = identity(self._path)
+        elif pruning and identity(self._path) != self._file:
+            raise FileNotFoundError("somebody has put another file in its place")
+        db = self._db
         additions = self._additions()  # in Python, which takes its time: other workers wait for a transaction to end
         db.execute("BEGIN IMMEDIATE")
         for [(statement, rows)] in in_slices(additions, 1):
             db.executemany(statement, rows)
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
-        if pruning := now >= self._next_pruning:
+        if pruning:
             prune(db, time.time() - self._days * DAY)
         db.execute("COMMIT")
         self._unwritten.clear()
@@ -155,6 +162,12 @@ class History:
         if self._db is not None:
             db, self._db = self._db, None
             db.close()  # what was begun and not committed is undone
+
+
+def identity(path: Path) -> object:
+    """Return what tells this file from any other that stands under its name. Raises `OSError`."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def grouped(entries: Iterable[Entry]) -> dict[Group, list[Entry]]:

@@ -7,7 +7,7 @@ as unset (compose files pass those). All complaints come at once, in the operato
 import difflib
 import io
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -127,10 +127,22 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
     reader = Reader(environ, folder)
     settings = chosen(reader)
     settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
-    complaints = [*reader.complaints, *contradictions(settings)]
+    usable([*reader.complaints, *contradictions(settings)])
+    return settings
+
+
+def history(environ: Mapping[str, str], folder: Path | None) -> Path | None:
+    """Return the file of the history alone, be the other settings as they may. Raises `BadSettings`."""
+    reader = Reader(environ, folder)
+    found = reader.take("PROXY_HISTORY", Path, None)
+    usable(reader.complaints)
+    return found
+
+
+def usable(complaints: Sequence[str]) -> None:
+    """Raise `BadSettings` with the complaints, if there are any."""
     if complaints:
         raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
-    return settings
 
 
 def chosen(reader: "Reader") -> Settings:

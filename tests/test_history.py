@@ -127,6 +127,22 @@ def test_it_prunes_while_one_exchange_comes_after_another(
     assert len(Recall(file).newest()) == 5
 
 
+@pytest.mark.parametrize("another", [True, False])
+def test_a_file_that_was_taken_away_is_noticed_and_made_anew(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, another: bool
+) -> None:
+    history.write([written()])
+    for name in ("", "-wal", "-shm"):
+        Path(f"{file}{name}").unlink()
+    if another:
+        file.touch()
+    monkeypatch.setattr(history, "_next_pruning", 0.0)
+    history.write([written()])
+    assert ["cannot be written" in message for message in caplog.messages] == [True]
+    history.write([])
+    assert Recall(file).totals()["requests"] == 1
+
+
 def test_of_many_models_totals_tell_the_first_apart(
     history: History, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_the_command_line_prints_what_a_history_tells(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PROXY_HISTORY", str(file))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-alone")  # with which no proxy would start
     assert main(["usage", "--by", "key"]) == 0
     assert "team" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["oxy", "usage", "--json"])
@@ -94,7 +95,7 @@ def test_the_command_line_prints_what_a_history_tells(
 
 @pytest.mark.parametrize(
     ("name", "value", "status", "words"),
-    [("PROXY_HISTORY", "", 1, "PROXY_HISTORY"), ("PROXY_HISTORY_DAYS", "many", 2, "PROXY_HISTORY_DAYS")],
+    [("PROXY_HISTORY", "", 1, "PROXY_HISTORY"), ("PROXY_HISTORY", "a\x01b", 2, "cannot be printed")],
 )
 def test_where_there_is_none_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str, status: int, words: str
