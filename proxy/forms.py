@@ -4,7 +4,7 @@ from proxy.counter import Counter, with_query
 from proxy.downstream import Downstream
 from proxy.errors import BadRequest
 from proxy.exchange import Body, Call, Exchange
-from proxy.own import split_query
+from proxy.own import NAMES, split_query
 from proxy.rewrites.transcriptions import Form
 from proxy.spool import Resumed, Spool
 from proxy.values import MEGABYTE
@@ -38,7 +38,7 @@ class Forms:
     async def _call(self, exchange: Exchange, downstream: Downstream, spool: Spool) -> Call:
         query, own = split_query(downstream.query)
         try:
-            rewritten = Rewritten(plain(downstream), Form(downstream.fields.get(b"content-type", b"")))
+            rewritten = Rewritten(plain(downstream), Form(downstream.fields.get(b"content-type", b""), NAMES))
         except BadRequest as problem:
             self._counter.admit(exchange, downstream, own, problem)
             raise  # pragma: no cover  `admit` has raised: one of the two complaints is there

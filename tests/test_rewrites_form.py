@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequest
-from proxy.rewrites.transcriptions import DEFAULTS, MOST_HEAD, MOST_PARTS, MOST_VALUE, OWN, Form
+from proxy.own import NAMES as OWN
+from proxy.rewrites.transcriptions import DEFAULTS, MOST_HEAD, MOST_PARTS, MOST_VALUE, Form
 
 Headers = list[tuple[bytes, bytes]]
 Part = tuple[Headers, bytes]
@@ -80,7 +81,7 @@ AUDIO = ([(b"Content-Disposition", b'form-data; name="file"; filename="a.wav"')]
     ids=["file alone", "model first", "empty field", "own first", "own last", "several", "like our own"],
 )
 def test_own_parts_are_taken_out_and_defaults_added(said: list[bytes], heard: list[Part]) -> None:
-    assert parts(rewritten(Form(CONTENT_TYPE), [*said, CLOSE]), b"b") == heard
+    assert parts(rewritten(Form(CONTENT_TYPE, OWN), [*said, CLOSE]), b"b") == heard
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_own_parts_are_taken_out_and_defaults_added(said: list[bytes], heard: li
 )
 def test_the_head_of_a_part_goes_on_as_it_was_said(head: bytes) -> None:
     said = b"--b\r\n" + head + b"\r\n\r\nRIFF\r\n"
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     heard = parts(rewritten(form, [said, CLOSE]), b"b")
     expected, _ = _part(head + b"\r\n\r\n")
     assert heard[0] == ([(name, value.lstrip(b" ")) for name, value in expected], b"RIFF")
@@ -113,7 +114,7 @@ def test_the_head_of_a_part_goes_on_as_it_was_said(head: bytes) -> None:
     ],
 )
 def test_an_own_field_is_known_however_its_name_is_spelt(head: bytes) -> None:
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     heard = parts(rewritten(form, [b"--b\r\n" + head + b"\r\n\r\nk\xc3\xa9y\r\n", FILE, CLOSE]), b"b")
     assert heard == [AUDIO, MODEL, FORMAT, TEMPERATURE]
     assert form.own == {"security_key": "kéy"}
@@ -133,7 +134,7 @@ def test_an_own_field_is_known_however_its_name_is_spelt(head: bytes) -> None:
     ],
 )
 def test_a_boundary_is_understood_and_the_content_type_goes_on(content_type: bytes, boundary: bytes) -> None:
-    form = Form(content_type)
+    form = Form(content_type, OWN)
     said = field("file", b"RIFF", boundary) + b"--" + boundary + b"--"
     assert parts(rewritten(form, [said]), boundary)[0] == part("file", b"RIFF")
     assert form.content_type == content_type
@@ -148,7 +149,7 @@ def test_the_form_of_a_real_client_goes_through() -> None:
     )
     said.read()
     boundary = said.headers["content-type"].partition("boundary=")[2].encode()
-    form = Form(said.headers["content-type"].encode())
+    form = Form(said.headers["content-type"].encode(), OWN)
     heard = parts(rewritten(form, [said.content]), boundary)
     assert heard == [*parts(said.content, boundary)[1:], MODEL, FORMAT, TEMPERATURE]
     assert form.own == {"security_key": "k"}
@@ -159,14 +160,14 @@ def test_the_form_of_a_real_client_goes_through() -> None:
 def test_what_stands_before_the_first_boundary_and_behind_the_last_is_dropped(before: bytes, after: bytes) -> None:
     gap = b"\r\n" if before and not before.endswith(b"\r\n") else b""
     said = before + gap + FILE + CLOSE.rstrip() + after
-    assert parts(rewritten(Form(CONTENT_TYPE), [said]), b"b") == [AUDIO, MODEL, FORMAT, TEMPERATURE]
+    assert parts(rewritten(Form(CONTENT_TYPE, OWN), [said]), b"b") == [AUDIO, MODEL, FORMAT, TEMPERATURE]
 
 
 @pytest.mark.parametrize("cut", range(7))
 def test_blanks_behind_a_boundary_do_not_go_on(cut: int) -> None:
     prompt = part("prompt", MOST_HEAD * b"x")
     said = FILE.replace(b"--b", b"--b \t") + field("prompt", MOST_HEAD * b"x") + CLOSE
-    heard = parts(rewritten(Form(CONTENT_TYPE), [said[:cut], said[cut:]]), b"b")
+    heard = parts(rewritten(Form(CONTENT_TYPE, OWN), [said[:cut], said[cut:]]), b"b")
     assert heard == [AUDIO, prompt, MODEL, FORMAT, TEMPERATURE]
 
 
@@ -188,13 +189,13 @@ OF_EVERYTHING = [part("prompt", b"\r\n--\r\n-\r--bb\r\n"), AUDIO, part("model", 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11])
 def test_pieces_of_any_size_make_the_same_form(size: int) -> None:
     pieces = [EVERYTHING[at : at + size] for at in range(0, len(EVERYTHING), size)]
-    assert parts(rewritten(Form(CONTENT_TYPE), pieces), b"b") == OF_EVERYTHING
+    assert parts(rewritten(Form(CONTENT_TYPE, OWN), pieces), b"b") == OF_EVERYTHING
 
 
 def test_a_cut_at_any_byte_makes_the_same_form_and_an_end_there_is_refused() -> None:
     complete = EVERYTHING.index(CLOSE) + len(b"--b--")
     for cut in range(len(EVERYTHING)):
-        form = Form(CONTENT_TYPE)
+        form = Form(CONTENT_TYPE, OWN)
         begun = form.feed(EVERYTHING[:cut])
         if cut < complete:
             with pytest.raises(BadRequest, match="breaks off"):
@@ -205,7 +206,7 @@ def test_a_cut_at_any_byte_makes_the_same_form_and_an_end_there_is_refused() -> 
 
 
 def test_no_more_is_held_back_than_may_be_a_boundary() -> None:
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     form.feed(FILE[: -len(b"RIFF\r\n")])
     assert form.feed(b"RIFF\r\n--") == b"RIFF"
     assert form.feed(b"x") == b"\r\n--x"
@@ -214,7 +215,7 @@ def test_no_more_is_held_back_than_may_be_a_boundary() -> None:
 
 
 def test_what_is_known_so_far_can_be_asked_while_the_form_streams() -> None:
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     form.feed(field("security_key", b"k"))
     assert (form.own, form.file_begun) == ({}, False)  # the value may still go on
     form.feed(FILE[:-8])
@@ -239,7 +240,7 @@ def test_what_is_known_so_far_can_be_asked_while_the_form_streams() -> None:
 )
 def test_a_content_type_that_names_no_form_is_refused(content_type: bytes, why: str) -> None:
     with pytest.raises(BadRequest, match=f"^Content-Type: .*{why}"):
-        Form(content_type)
+        Form(content_type, OWN)
 
 
 def headed(*lines: bytes) -> bytes:
@@ -292,20 +293,20 @@ def test_bad_input_is_refused_with_its_reason_and_without_a_line_in_the_log(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with pytest.raises(BadRequest, match=why):
-        rewritten(Form(CONTENT_TYPE), [said[at : at + size] for at in range(0, len(said), size)])
+        rewritten(Form(CONTENT_TYPE, OWN), [said[at : at + size] for at in range(0, len(said), size)])
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("said", [field("x", b"") * (MOST_PARTS + 3), field("file", b"\r\n--bx" * (MOST_PARTS + 2))])
 def test_a_form_that_would_keep_the_parser_busy_is_refused_before_it_is_parsed(said: bytes) -> None:
     with pytest.raises(BadRequest, match=f"more than {MOST_PARTS} parts"):
-        rewritten(Form(CONTENT_TYPE), [said[: len(said) // 2], said[len(said) // 2 :]])
+        rewritten(Form(CONTENT_TYPE, OWN), [said[: len(said) // 2], said[len(said) // 2 :]])
 
 
 def test_what_is_just_within_the_bounds_goes_through() -> None:
     head = NAMED + b"\r\nX: "
     head += b"x" * (MOST_HEAD - len(head) - len(b"\r\n"))
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     said = [headed(head), field("project", b"p" * MOST_VALUE), FILE, field("x", b"") * (MOST_PARTS - 3), CLOSE]
     assert len(parts(rewritten(form, [b"".join(said)]), b"b")) == MOST_PARTS - 1 + len(DEFAULTS)
     assert form.own == {"project": "p" * MOST_VALUE}
@@ -314,12 +315,12 @@ def test_what_is_just_within_the_bounds_goes_through() -> None:
 def test_no_complaint_quotes_a_value() -> None:
     for value in (b"s3cret" * MOST_VALUE, b"s3cret\xff"):
         with pytest.raises(BadRequest) as refusal:
-            Form(CONTENT_TYPE).feed(field("security_key", value) + CLOSE)
+            Form(CONTENT_TYPE, OWN).feed(field("security_key", value) + CLOSE)
         assert "s3cret" not in f"{refusal.value} {refusal.value.__cause__}"
 
 
 def test_a_key_that_came_before_the_mistake_is_still_known() -> None:
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     with pytest.raises(BadRequest):
         form.feed(field("security_key", b"k") + headed())
     assert form.own == {"security_key": "k"}
@@ -380,7 +381,7 @@ def test_any_form_in_any_pieces_loses_our_fields_and_gains_the_defaults(
         body += b"--" + boundary + b"\r\n" + lines + b"\r\n" + content + b"\r\n"
     body += b"--" + boundary + b"--" + after
 
-    rewriting = Form(b'multipart/form-data; boundary="%s"' % boundary)
+    rewriting = Form(b'multipart/form-data; boundary="%s"' % boundary, OWN)
     ends = sorted({0, *(min(cut, len(body)) for cut in cuts), len(body)})
     heard = rewritten(rewriting, [bytes(body[start:end]) for start, end in pairwise(ends)])
 
@@ -395,7 +396,7 @@ def test_any_form_in_any_pieces_loses_our_fields_and_gains_the_defaults(
 @pure
 @given(st.lists(st.sampled_from((*CRUMBS, b"--b", b"--b--", b"name=", b'"', b"Content-Disposition:", NAMED, b";"))))
 def test_whatever_is_fed_is_understood_or_a_bad_request(said: list[bytes]) -> None:
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     try:
         rewritten(form, [*said, b"".join(said)])
     except BadRequest:

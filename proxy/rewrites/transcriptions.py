@@ -13,7 +13,6 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 
 from proxy.errors import BadRequest, Pairs
 
-OWN = ("security_key", "openai_api_key", "project", "organization", "timeout")
 DEFAULTS = (("model", "whisper-1"), ("response_format", "json"), ("temperature", "0"))
 
 MOST_BOUNDARY = 70  # RFC 2046 5.1.1
@@ -38,8 +37,11 @@ class Form:
     After a BadRequest the form is lost, but `own` still tells what was heard before it.
     """
 
-    def __init__(self, content_type: bytes, own: Collection[str] = OWN) -> None:
-        """Raise BadRequest if the content type is not that of a form, or has no boundary that can be used."""
+    def __init__(self, content_type: bytes, own: Collection[str]) -> None:
+        """Take out the fields that `own` names.
+
+        Raise BadRequest if the content type is not that of a form, or has no boundary that can be used.
+        """
         boundary = _boundary(content_type)
         self.content_type = content_type
         self.own: dict[str, str] = {}

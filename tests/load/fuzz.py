@@ -18,7 +18,8 @@ import h11
 import httpx
 
 from proxy.errors import BadRequest
-from proxy.rewrites.transcriptions import OWN, Form
+from proxy.own import NAMES as OWN
+from proxy.rewrites.transcriptions import Form
 from tests.peers import PATIENCE, answer
 from tests.test_connection import FINE, NOT_HTTP, ONE_IDLE, answered_by_hand, by_hand, exchange, pooled, turns
 from tests.test_rewrites_form import CLOSE, CONTENT_TYPE, CRUMBS, FILE, field
@@ -123,7 +124,7 @@ async def one_answer(draw: random.Random) -> None:
 
 
 def rewritten(pieces: list[bytes]) -> bytes | None:
-    form = Form(CONTENT_TYPE)
+    form = Form(CONTENT_TYPE, OWN)
     try:
         return b"".join([*(form.feed(piece) for piece in pieces), form.end()])
     except BadRequest:
