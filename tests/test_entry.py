@@ -1,6 +1,8 @@
 """An entry: which facts are chosen, how they are spelled, and that no text of others can break a line."""
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +15,7 @@ from proxy.exchange import Exchange
 from proxy.redaction import Redaction
 from proxy.usage import KINDS
 
+ROOT = Path(__file__).parent.parent
 BEGAN = 1_795_228_381.0456  # 2026-11-21 02:33:01 UTC
 ID = "0123456789abcdef0123456789abcdef"
 SECRET = "sk-planted-0123456789"
@@ -85,6 +88,12 @@ FAILED = {
     "failure": "The upstream took too long",
     "detail": 'ReadTimeout("after 600 s")',
 }
+
+
+def test_each_member_is_explained() -> None:
+    told = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "operations.md").read_text()))
+    written = {**facts(full(), Redaction()), **facts(full(**FAILED), Redaction())}
+    assert not written.keys() - told
 
 
 def test_a_line_of_json_is_written_as_recorded() -> None:
