@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+DIRECTORY = "OXY_METRICS_DIRECTORY"  # tells workers, which are processes of their own, where they meet
+
 Labels = tuple[str, ...]
 Numbers = defaultdict[str, dict[Labels, float]]
 Buckets = defaultdict[str, dict[Labels, list[float]]]

@@ -28,13 +28,12 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from proxy.entry import Entry, FirstFew, status_class
-from proxy.figures import Figures, Labels, SharedFile, of_all
+from proxy.figures import DIRECTORY, Figures, Labels, SharedFile, of_all
 from proxy.pace import in_slices
 from proxy.usage import KINDS
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SHARING = 1.0  # seconds; what a worker that is killed has counted since is lost
-DIRECTORY = "OXY_METRICS_DIRECTORY"  # where several workers share their figures; see `workspace`
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 MOST_MODELS = 100
 SLICE = 100  # entries

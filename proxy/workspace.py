@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from proxy.figures import DIRECTORY
 from proxy.settings import Settings
-
-METRICS = "OXY_METRICS_DIRECTORY"  # tells the workers, which are processes of their own, where they meet
 
 
 @contextmanager
@@ -20,11 +19,11 @@ def workspace(settings: Settings) -> Iterator[Settings]:
     """
     with TemporaryDirectory(prefix="oxy-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        os.environ.pop(METRICS, None)  # figures of another run are not to be added to ours
+        os.environ.pop(DIRECTORY, None)  # figures of another run are not to be added to ours
         if settings.workers > 1:
             (folder / "metrics").mkdir()
-            os.environ[METRICS] = str(folder / "metrics")
+            os.environ[DIRECTORY] = str(folder / "metrics")
         try:
             yield replace(settings, history=settings.history or folder / "history.sqlite")
         finally:
-            os.environ.pop(METRICS, None)
+            os.environ.pop(DIRECTORY, None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy import metrics as room
+from proxy.figures import DIRECTORY
 from proxy.metrics import GAUGES, Metrics, Reading, operation
 from tests.test_entry import Usage
 from tests.test_history import written
@@ -211,7 +211,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-c", dedent(WORKER), str(count)],
             cwd=ROOT,
-            env={**os.environ, room.DIRECTORY: str(directory)},
+            env={**os.environ, DIRECTORY: str(directory)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -272,7 +272,7 @@ def test_figures_are_shared_once_a_second_and_at_the_end(tmp_path: Path, monkeyp
     def seen_by_others() -> float | None:
         return value(asked, "oxy_exchange_duration_seconds_count", "relay")
 
-    monkeypatch.setenv(room.DIRECTORY, str(tmp_path))
+    monkeypatch.setenv(DIRECTORY, str(tmp_path))
     asked, ending = Metrics([], dict), Metrics([], dict)
     ending.write([written()])
     assert seen_by_others() == 1
