@@ -34,7 +34,7 @@ from proxy.websocket import WebSockets
 # Exchanges at once, where no bound for all together is set.
 MOST_RELAYED = 1024
 MOST_SHAPED = 32
-MOST_LOOKED_INTO = 512 * MEGABYTE  # of bodies at once, for PROXY_INCLUDE_USAGE
+MOST_LOOKED_INTO = 512 * MEGABYTE  # of bodies at once in all workers, for PROXY_INCLUDE_USAGE
 
 NOWHERE = Path(os.devnull)  # a history that is none, and the pages say so
 
@@ -144,7 +144,8 @@ def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = N
     timing = settings.server_timing
     relaying: Route = relay
     if settings.include_usage:
-        relaying = IncludeUsage(relay, limit=settings.max_body, budget=Budget(MOST_LOOKED_INTO))
+        room = share(MOST_LOOKED_INTO, settings.workers)
+        relaying = IncludeUsage(relay, limit=min(settings.max_body, room), budget=Budget(room))
     ours = Gateway(convenience, upstream, shaped, veil, books.ledger, name="convenience", timing=timing)
     front = Front(
         at={

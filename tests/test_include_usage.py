@@ -1,5 +1,6 @@
 """Usage that the proxy asks for: asked of streamed chat completions alone, and heard by the ledger alone."""
 
+import asyncio
 import json
 from collections.abc import Iterable
 from itertools import pairwise
@@ -181,3 +182,32 @@ async def test_every_other_exchange_passes_as_it_is(start: Start, upstream: Upst
         await client.say(said)
         assert (await client.hear()).body == b"whatever"
     assert upstream.heard[0].body in (CHAT, b'{"model": "m"}', b"")
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize(("workers", "status"), [("1", 200), ("2", 503)])
+async def test_workers_share_the_room_for_bodies_that_are_looked_into(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, workers: str, status: int
+) -> None:
+    monkeypatch.setattr("proxy.app.MOST_LOOKED_INTO", 2 * len(CHAT))
+    upstream.says(answer(body=b"whatever"))
+    said = request("POST", b"/v1/chat/completions", body=CHAT)
+    async with start(PROXY_INCLUDE_USAGE="1", PROXY_WORKERS=workers) as proxy:
+        slow, client = await proxy.connect(), await proxy.connect()
+        await slow.say(said[:-1])
+        await asyncio.sleep(0.05)
+        await client.say(said)
+        assert (await client.hear()).status == status
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_a_body_that_has_no_room_even_alone_passes_as_it_is(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.app.MOST_LOOKED_INTO", len(CHAT))
+    upstream.says(answer(body=b"whatever"))
+    async with start(PROXY_INCLUDE_USAGE="1", PROXY_WORKERS="2") as proxy:
+        client = await proxy.connect()
+        await client.say(request("POST", b"/v1/chat/completions", body=CHAT))
+        assert (await client.hear()).body == b"whatever"
+    assert upstream.heard[0].body == CHAT
