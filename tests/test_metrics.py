@@ -27,21 +27,24 @@ def metrics() -> Metrics:
     return Metrics([], dict)
 
 
-Samples = dict[tuple[str, frozenset[str]], float]
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+ENDED = {"route": "relay", "method": "POST", "status_class": "2xx", "result": "success"}
+RELAY = {"route": "relay"}
+CHAT = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "openai", "gen_ai_response_model": "m"}
 
 
 def samples(exposition: bytes) -> Samples:
-    """The value of each sample by its name and the values of its labels, which come in any order."""
+    """The value of each sample by its name and its labels, which come in any order."""
     families = text_string_to_metric_families(exposition.decode())
-    return {
-        (sample.name, frozenset(sample.labels.values())): sample.value
-        for family in families
-        for sample in family.samples
-    }
+    return {series(sample.name, **sample.labels): sample.value for family in families for sample in family.samples}
 
 
-def value(metrics: Metrics, name: str, *labels: str) -> float | None:
-    return samples(metrics.exposition()).get((name, frozenset(labels)))
+def series(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return samples(metrics.exposition()).get(series(name, **labels))
 
 
 def models(metrics: Metrics) -> set[str]:
@@ -52,80 +55,80 @@ def models(metrics: Metrics) -> set[str]:
 @pytest.mark.parametrize(
     ("facts", "name", "labels", "amount"),
     [
-        ({}, "oxy_exchanges_total", ("relay", "POST", "2xx", "success"), 1),
-        ({"method": "BREW"}, "oxy_exchanges_total", ("relay", "other", "2xx", "success"), 1),
-        ({"status": None}, "oxy_exchanges_total", ("relay", "POST", "none", "success"), 1),
-        ({"bytes_in": 7}, "oxy_received_bytes_total", ("relay",), 7),
-        ({"bytes_out": 9, "route": "openai"}, "oxy_sent_bytes_total", ("openai",), 9),
-        ({"result": "proxy_overloaded"}, "oxy_refusals_total", ("relay", "proxy_overloaded"), 1),
-        ({"result": "forbidden"}, "oxy_refusals_total", ("relay", "forbidden"), 1),
-        ({"result": "upstream_timeout"}, "oxy_refusals_total", ("relay", "upstream_timeout"), None),
-        ({"cancelled": True}, "oxy_cancellations_total", ("relay",), 1),
-        ({}, "oxy_cancellations_total", ("relay",), None),
-        ({"retries": 2}, "oxy_retries_total", ("relay",), 2),
-        ({"timed_out": "head"}, "oxy_timeouts_total", ("relay", "head"), 1),
-        ({"usage": Usage(), "model": "m"}, "oxy_tokens_total", ("cached", "m"), 20),
-        ({"usage": Usage()}, "oxy_tokens_total", ("output_audio", "unknown"), 5),
-        ({"duration": 3.0}, "oxy_exchange_duration_seconds_sum", ("relay",), 3.0),
-        ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", ("relay", "2.5"), 0),
-        ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", ("relay", "5.0"), 1),
-        ({"first_byte": 0.5}, "oxy_first_byte_seconds_sum", ("relay",), 0.5),
-        ({}, "oxy_first_byte_seconds_count", ("relay",), None),
-        ({"first_byte": 0.5, "upstream_wait": 0.375}, "oxy_overhead_seconds_sum", ("relay",), 0.125),
-        ({"first_byte": 0.5, "upstream_wait": 0.75}, "oxy_overhead_seconds_sum", ("relay",), 0),
-        ({"first_byte": 0.5}, "oxy_overhead_seconds_count", ("relay",), None),
+        ({}, "oxy_exchanges_total", ENDED, 1),
+        ({"method": "BREW"}, "oxy_exchanges_total", {**ENDED, "method": "other"}, 1),
+        ({"status": None}, "oxy_exchanges_total", {**ENDED, "status_class": "none"}, 1),
+        ({"bytes_in": 7}, "oxy_received_bytes_total", RELAY, 7),
+        ({"bytes_out": 9, "route": "openai"}, "oxy_sent_bytes_total", {"route": "openai"}, 9),
+        ({"result": "proxy_overloaded"}, "oxy_refusals_total", {**RELAY, "result": "proxy_overloaded"}, 1),
+        ({"result": "forbidden"}, "oxy_refusals_total", {**RELAY, "result": "forbidden"}, 1),
+        ({"result": "upstream_timeout"}, "oxy_refusals_total", {**RELAY, "result": "upstream_timeout"}, None),
+        ({"cancelled": True}, "oxy_cancellations_total", RELAY, 1),
+        ({}, "oxy_cancellations_total", RELAY, None),
+        ({"retries": 2}, "oxy_retries_total", RELAY, 2),
+        ({"timed_out": "head"}, "oxy_timeouts_total", {**RELAY, "kind": "head"}, 1),
+        ({"usage": Usage(), "model": "m"}, "oxy_tokens_total", {"kind": "cached", "model": "m"}, 20),
+        ({"usage": Usage()}, "oxy_tokens_total", {"kind": "output_audio", "model": "unknown"}, 5),
+        ({"duration": 3.0}, "oxy_exchange_duration_seconds_sum", RELAY, 3.0),
+        ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", {**RELAY, "le": "2.5"}, 0),
+        ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", {**RELAY, "le": "5.0"}, 1),
+        ({"first_byte": 0.5}, "oxy_first_byte_seconds_sum", RELAY, 0.5),
+        ({}, "oxy_first_byte_seconds_count", RELAY, None),
+        ({"first_byte": 0.5, "upstream_wait": 0.375}, "oxy_overhead_seconds_sum", RELAY, 0.125),
+        ({"first_byte": 0.5, "upstream_wait": 0.75}, "oxy_overhead_seconds_sum", RELAY, 0),
+        ({"first_byte": 0.5}, "oxy_overhead_seconds_count", RELAY, None),
         (
             {"model": "m", "duration": 3.0, "path": "/v1/chat/completions"},
             "gen_ai_client_operation_duration_seconds_sum",
-            ("chat", "openai", "m"),
+            CHAT,
             3.0,
         ),
         (
             {"model": "m", "first_byte": 0.5, "stream": True},
             "gen_ai_client_operation_time_to_first_chunk_seconds_sum",
-            ("chat", "openai", "m"),
+            CHAT,
             0.5,
         ),
         (
             {"model": "m", "first_byte": 0.5},
             "gen_ai_client_operation_time_to_first_chunk_seconds_count",
-            ("chat", "openai", "m"),
+            CHAT,
             None,
         ),
         (
             {"model": "m", "usage": Usage(output=None)},
             "gen_ai_client_token_usage_sum",
-            ("chat", "openai", "m", "input"),
+            {**CHAT, "gen_ai_token_type": "input"},
             120,
         ),
         (
             {"model": "m", "usage": Usage(output=None)},
             "gen_ai_client_token_usage_count",
-            ("chat", "openai", "m", "output"),
+            {**CHAT, "gen_ai_token_type": "output"},
             None,
         ),
     ],
 )
 def test_each_fact_is_counted(
-    metrics: Metrics, facts: dict[str, Any], name: str, labels: tuple[str, ...], amount: float | None
+    metrics: Metrics, facts: dict[str, Any], name: str, labels: dict[str, str], amount: float | None
 ) -> None:
     metrics.write([written(**facts)])
-    assert value(metrics, name, *labels) == amount
+    assert value(metrics, name, **labels) == amount
 
 
 def test_figures_add_up_over_batches(metrics: Metrics) -> None:
     metrics.write([written(bytes_in=1), written(bytes_in=2)])
     metrics.write([])
     metrics.write([written(bytes_in=4)])
-    assert value(metrics, "oxy_received_bytes_total", "relay") == 7
-    assert value(metrics, "oxy_exchange_duration_seconds_count", "relay") == 3
+    assert value(metrics, "oxy_received_bytes_total", route="relay") == 7
+    assert value(metrics, "oxy_exchange_duration_seconds_count", route="relay") == 3
 
 
 @pytest.mark.untraced
 def test_of_many_models_the_first_hundred_have_labels_of_their_own(metrics: Metrics) -> None:
     metrics.write([written(model=f"model-{number}", usage=Usage(input=1)) for number in range(150)])
     assert len(models(metrics)) == 101
-    assert value(metrics, "oxy_tokens_total", "input", "other") == 50
+    assert value(metrics, "oxy_tokens_total", kind="input", model="other") == 50
 
 
 def test_a_hostile_name_is_only_a_label(metrics: Metrics) -> None:
@@ -143,8 +146,8 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
     metrics = Metrics(readings, dict)
     now["open"] = 5
     assert value(metrics, "oxy_upstream_connections_open") == 5
-    assert value(metrics, "oxy_slots", "convenience") == 32
-    assert value(metrics, "oxy_slots", "relay") == 1024
+    assert value(metrics, "oxy_slots", guard="convenience") == 32
+    assert value(metrics, "oxy_slots", guard="relay") == 1024
 
 
 def test_lost_entries_are_counted_once() -> None:
@@ -152,8 +155,8 @@ def test_lost_entries_are_counted_once() -> None:
     metrics = Metrics([], lambda: losses)
     metrics.write([])
     losses.update(log=5, history=1)
-    assert value(metrics, "oxy_log_entries_dropped_total", "log") == 5
-    assert value(metrics, "oxy_log_entries_dropped_total", "history") == 1
+    assert value(metrics, "oxy_log_entries_dropped_total", book="log") == 5
+    assert value(metrics, "oxy_log_entries_dropped_total", book="history") == 1
 
 
 def test_the_process_is_measured(metrics: Metrics) -> None:
@@ -241,36 +244,35 @@ def test_the_metrics_of_three_workers_add_up_also_after_one_is_killed(tmp_path: 
     workers = [Worker(tmp_path, count) for count in (1, 2, 4)]
     for worker in workers:
         worker.hear("counted")
-    relayed = frozenset(("relay", "POST", "2xx", "success"))
     shown: Samples = {}
     for worker in workers:
         shown = worker.show()
-        assert shown["oxy_exchanges_total", relayed] == 7
-        assert shown["oxy_tokens_total", frozenset(("input", "m"))] == 700
-        assert shown["oxy_exchange_duration_seconds_bucket", frozenset(("relay", "0.025"))] == 7
-        assert shown["oxy_exchange_duration_seconds_bucket", frozenset(("relay", "0.01"))] == 0
-        assert shown["gen_ai_client_token_usage_count", frozenset(("chat", "openai", "m", "input"))] == 7
-        assert shown["oxy_exchanges_in_flight", frozenset(())] == 7
-        assert shown["oxy_log_entries_dropped_total", frozenset(("log",))] == 6
+        assert shown[series("oxy_exchanges_total", **ENDED)] == 7
+        assert shown[series("oxy_tokens_total", kind="input", model="m")] == 700
+        assert shown[series("oxy_exchange_duration_seconds_bucket", route="relay", le="0.025")] == 7
+        assert shown[series("oxy_exchange_duration_seconds_bucket", route="relay", le="0.01")] == 0
+        assert shown[series("gen_ai_client_token_usage_count", **CHAT, gen_ai_token_type="input")] == 7
+        assert shown[series("oxy_exchanges_in_flight")] == 7
+        assert shown[series("oxy_log_entries_dropped_total", book="log")] == 6
     whole, start = (
-        shown["process_resident_memory_bytes", frozenset(())],
-        shown["process_start_time_seconds", frozenset(())],
+        shown[series("process_resident_memory_bytes")],
+        shown[series("process_start_time_seconds")],
     )
 
     workers[2].process.kill()
     workers[2].end()
     shown = workers[0].show()
-    assert shown["oxy_exchanges_total", relayed] == 7
-    assert shown["oxy_exchanges_in_flight", frozenset(())] == 3
-    assert shown["process_resident_memory_bytes", frozenset(())] < 0.9 * whole
-    assert shown["process_start_time_seconds", frozenset(())] >= start
+    assert shown[series("oxy_exchanges_total", **ENDED)] == 7
+    assert shown[series("oxy_exchanges_in_flight")] == 3
+    assert shown[series("process_resident_memory_bytes")] < 0.9 * whole
+    assert shown[series("process_start_time_seconds")] >= start
     for worker in workers[:2]:
         worker.end()
 
 
 def test_figures_are_shared_once_a_second_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def seen_by_others() -> float | None:
-        return value(asked, "oxy_exchange_duration_seconds_count", "relay")
+        return value(asked, "oxy_exchange_duration_seconds_count", route="relay")
 
     monkeypatch.setenv(DIRECTORY, str(tmp_path))
     asked, ending = Metrics([], dict), Metrics([], dict)
