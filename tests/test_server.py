@@ -29,7 +29,9 @@ from proxy.server import CannotListen, OnlyNews, announce, configure, listen, lo
 from proxy.settings import Settings
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
-from tests.peers import Peer, Upstream, answer, chunked, request
+from tests.desk import BEARER, TOKEN
+from tests.peers import Peer, Upstream, answer, chunked, connect, request
+from tests.test_metrics import ENDED, samples, series
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "proxy"]
@@ -37,6 +39,7 @@ PATIENCE = 30  # seconds; a process takes its time to start on a machine that is
 NOBODY = "http://127.0.0.1:9"  # a target that no test here calls
 LISTENER = str(Path(__file__).with_name("listener.pem"))  # a certificate for localhost, and its key
 UNKNOWN = ".".join(["x" * 60] * 5)  # a name beyond 253 characters: refused without asking a resolver
+USED = b'{"model": "m", "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}'
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEEDS_IPV6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="there is no IPv6 here")
 
@@ -302,6 +305,44 @@ def test_two_workers_both_answer_and_stop_with_status_0(run: Run) -> None:
     assert "history" not in process.errors, "the folder for what workers share is nobody's choice"
     assert CLIENT_KEY not in process.errors
     assert UPSTREAM_KEY not in process.errors
+
+
+@pytest.mark.untraced
+async def test_the_metrics_of_three_workers_add_up_to_what_was_sent(run: Run, upstream: Upstream) -> None:
+    upstream.says(answer(headers=[(b"Content-Type", b"application/json")], body=USED))
+    process = run("--workers", "3", "--target", upstream.url, ACCESS_TOKEN=TOKEN)
+    assert any(len(process.workers) == 3 for _ in polls())
+    assert process.health().status == 200
+    for each in process.workers:
+        others = [other for other in process.workers if other != each]
+        for other in others:
+            other.suspend()  # so that this one has to answer
+        client = await connect(process.port)
+        for _ in range(4):
+            await client.say(request("POST", b"/v1/chat/completions", body=b"{}"))
+            assert (await client.hear()).body == USED
+        await client.close()
+        for other in others:
+            other.resume()
+    sent = {
+        series("oxy_exchanges_total", **ENDED): 12,
+        series("oxy_received_bytes_total", route="relay"): 12 * len(b"{}"),
+        series("oxy_sent_bytes_total", route="relay"): 12 * len(USED),
+        series("oxy_tokens_total", kind="input", model="m"): 36,
+        series("oxy_tokens_total", kind="output", model="m"): 48,
+        series("oxy_exchange_duration_seconds_count", route="relay"): 12,
+        series("oxy_exchanges_in_flight"): 0,
+    }
+    client, shown = await connect(process.port), {}
+    for _ in polls():  # each worker shares its figures once a second
+        await client.say(request("GET", b"/metrics", [BEARER]))
+        shown = samples((await client.hear()).body)
+        if shown.get(series("oxy_exchanges_total", **ENDED)) == 12:
+            break
+    await client.close()
+    assert {name: shown.get(name) for name in sent} == sent
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
 
 
 @pytest.mark.untraced
