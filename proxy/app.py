@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from proxy.cors import Cors
 from proxy.gateway import Gateway
 from proxy.guard import Budget, Guard, share
 from proxy.include_usage import IncludeUsage
-from proxy.metrics import Reading
+from proxy.metrics import Metrics, Reading
 from proxy.overview import InFlight
 from proxy.plain import Plain
 from proxy.probe import Probe
@@ -99,13 +99,12 @@ def readings(upstream: Upstream, relayed: Guard, shaped: Guard) -> list[Reading]
     return found
 
 
-def under_way(exposition: Callable[[], bytes], guards: Collection[Guard]) -> InFlight:
+def under_way(metrics: Metrics, guards: Collection[Guard]) -> InFlight:
     """Return how many exchanges are in flight in all workers, and where there are guards how many there can have been.
 
     What each of two guards had at most it may have had at another time.
     """
-    lines = exposition().splitlines()
-    now = next(float(line.split()[-1]) for line in lines if line.startswith(b"oxy_exchanges_in_flight "))
+    (now,) = metrics.totals("oxy_exchanges_in_flight")
     return InFlight(int(now), sum(guard.most for guard in guards) if guards else None)
 
 
@@ -139,8 +138,7 @@ def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = N
     relayed = Guard(share(total or MOST_RELAYED, settings.workers))
     shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
     books = Books(settings, readings(upstream, relayed, shaped))
-    exposition = books.metrics.exposition
-    in_flight = partial(under_way, exposition, () if settings.workers > 1 else {relayed, shaped})
+    in_flight = partial(under_way, books.metrics, () if settings.workers > 1 else {relayed, shaped})
     timing = settings.server_timing
     relaying: Route = relay
     if settings.include_usage:
@@ -152,7 +150,11 @@ def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = N
             b"/": pages.welcome(settings),
             b"/health": Limited(pages.health(), PROBES),
             **operator_pages(
-                settings, Recall(settings.history or NOWHERE), exposition, Probe(upstream, access), in_flight
+                settings,
+                Recall(settings.history or NOWHERE),
+                books.metrics.exposition,
+                Probe(upstream, access),
+                in_flight,
             ),
             **dict.fromkeys(convenience.paths, ours),
         },

@@ -67,30 +67,39 @@ class SharedFile:
     """Where a process keeps its figures for the others in a folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._file = folder / f"{os.getpid()}-{uuid.uuid4().hex}.json"  # a number of a process comes again
 
     def write(self, figures: Figures) -> None:
-        """Replace what is there."""
+        """Replace what is there, or raise `OSError` and leave it."""
         kinds = (figures.counters, figures.gauges, figures.histograms)
         new = self._file.with_suffix(".new")
-        new.write_text(json.dumps([list(_series(kind)) for kind in kinds]), encoding="utf-8")
-        new.replace(self._file)
+        try:
+            new.write_text(json.dumps([list(_series(kind)) for kind in kinds]), encoding="utf-8")
+            new.replace(self._file)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+
+    def others(self, least: frozenset[str]) -> Figures:
+        """Return the figures of all other processes that ever shared theirs in this folder, added up."""
+        together = Figures()
+        for file in self._folder.glob("*.json"):
+            if file != self._file:
+                together.add(_read(file), lives=_lives(int(file.name.partition("-")[0])), least=least)
+        return together
 
 
-def of_all(folder: Path, least: frozenset[str]) -> Figures:
-    """Return the figures of all processes that ever shared theirs in this folder, added up."""
-    together = Figures()
-    for file in folder.glob("*.json"):
-        one = Figures()
-        counters, gauges, histograms = json.loads(file.read_text(encoding="utf-8"))
-        for name, labels, value in counters:
-            one.counters[name][tuple(labels)] = value
-        for name, labels, value in gauges:
-            one.gauges[name][tuple(labels)] = value
-        for name, labels, values in histograms:
-            one.histograms[name][tuple(labels)] = values
-        together.add(one, lives=_lives(int(file.name.partition("-")[0])), least=least)
-    return together
+def _read(file: Path) -> Figures:
+    figures = Figures()
+    counters, gauges, histograms = json.loads(file.read_text(encoding="utf-8"))
+    for name, labels, value in counters:
+        figures.counters[name][tuple(labels)] = value
+    for name, labels, value in gauges:
+        figures.gauges[name][tuple(labels)] = value
+    for name, labels, values in histograms:
+        figures.histograms[name][tuple(labels)] = values
+    return figures
 
 
 def _lives(pid: int) -> bool:

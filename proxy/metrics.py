@@ -9,6 +9,7 @@ They are counted in numbers of our own (`figures`), a batch at a time: prometheu
 a look for each value, four times as much. The library still says how it is all spelled.
 """
 
+import logging
 import math
 import os
 import threading
@@ -28,7 +29,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from proxy.entry import Entry, FirstFew, status_class
-from proxy.figures import DIRECTORY, Figures, Labels, SharedFile, of_all
+from proxy.figures import DIRECTORY, Figures, Labels, SharedFile
 from proxy.pace import in_slices
 from proxy.usage import KINDS
 
@@ -107,6 +108,8 @@ PROCESS_GAUGES: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 LEAST = frozenset(("process_start_time_seconds",))  # of several workers the first
 
+log = logging.getLogger("oxy")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -124,8 +127,7 @@ class Metrics:
     dropped = 0
 
     def __init__(self, readings: Sequence[Reading], losses: Callable[[], Mapping[str, int]]) -> None:
-        self._folder = Path(os.environ[DIRECTORY]) if DIRECTORY in os.environ else None
-        self._file = None if self._folder is None else SharedFile(self._folder)
+        self._file = SharedFile(Path(os.environ[DIRECTORY])) if DIRECTORY in os.environ else None
         self._figures = Figures()
         self._readings = readings
         self._losses = losses
@@ -133,13 +135,15 @@ class Metrics:
         self._process = ProcessCollector(registry=None)
         self._counting = threading.Lock()
         self._next_sharing = -math.inf
+        self._failing = False
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Count these entries."""
         for some in in_slices(entries, SLICE):
             self._count(some)
         if time.monotonic() >= self._next_sharing:
-            self._share()
+            with self._counting:
+                self._share()
 
     def _count(self, entries: Sequence[Entry]) -> None:
         """Count some, what has the same labels together."""
@@ -157,26 +161,50 @@ class Metrics:
 
     def close(self, patience: float) -> None:
         """Leave the others what was counted last; it stays for as long as the directory does."""
-        self._share()
+        with self._counting:
+            self._share()
 
     def exposition(self) -> bytes:
         """Return all metrics, those of all workers, in Prometheus' text format.
 
         It takes milliseconds, with many models more: to be called in a thread.
         """
-        self._share()
-        if self._folder is not None:
-            return spelled(of_all(self._folder, LEAST))
+        return spelled(self._of_all())
+
+    def totals(self, *gauges: GaugeName) -> list[float]:
+        """Return the sum of each of these gauges over its labels and all workers. May block, as `exposition`."""
+        together = self._of_all().gauges
+        return [sum(together[gauge].values()) for gauge in gauges]
+
+    def _of_all(self) -> Figures:
+        """Share our figures and return them as they were shared, together with those of the other workers.
+
+        What is counted meanwhile is not in them: another worker, asked next, would not know it, and a counter falls.
+        """
+        together = Figures()
         with self._counting:
-            return spelled(self._figures)
+            self._share()
+            together.add(self._figures, lives=True, least=LEAST)
+        if self._file is not None:
+            together.add(self._file.others(LEAST), lives=True, least=LEAST)
+        return together
 
     def _share(self) -> None:
-        """Bring the figures up to date, for the other workers too."""
-        with self._counting:
-            self._read()
-            if self._file is not None:
-                self._file.write(self._figures)
-            self._next_sharing = time.monotonic() + SHARING
+        """Bring the figures up to date, for the other workers too; what cannot be shared now is with the next."""
+        self._read()
+        self._next_sharing = time.monotonic() + SHARING
+        if self._file is None:
+            return
+        failed, self._failing = self._failing, False
+        try:
+            self._file.write(self._figures)
+        except OSError as problem:
+            self._failing = True
+            if not failed:
+                log.warning("metrics cannot be shared: %s. Exchanges go on; it is tried again", problem)
+        else:
+            if failed:
+                log.warning("metrics are shared again")
 
     def _read(self) -> None:
         """Take in all that is not counted from entries."""

@@ -12,6 +12,7 @@ import pytest
 
 from proxy import board
 from proxy.app import under_way
+from proxy.metrics import Metrics, Reading
 from proxy.usage import Usage
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start
 from tests.desk import BEARER, TOKEN, Desk
@@ -285,4 +286,5 @@ async def test_of_several_workers_only_what_is_in_flight_now_is_known(start: Sta
         await client.say(request("GET", b"/log", [BEARER]))
         heard = await client.hear()
     assert (heard.status, b"is not a history" in heard.body) == (503, True), "there is none without a file"
-    assert under_way(lambda: b"# HELP\noxy_exchanges_in_flight 3.0\n", ()) == (3, None)
+    metrics = Metrics([Reading(gauge="oxy_exchanges_in_flight", read=lambda: 3)], dict)
+    assert under_way(metrics, ()) == (3, None)

@@ -1,5 +1,6 @@
 """Metrics: every fact of an entry is counted under a bounded label, and several workers add up."""
 
+import errno
 import json
 import os
 import re
@@ -286,6 +287,48 @@ def test_figures_are_shared_once_a_second_and_at_the_end(tmp_path: Path, monkeyp
     ending.write([written()])
     ending.close(0)
     assert seen_by_others() == 4
+
+
+def test_a_full_disk_costs_other_workers_what_is_new_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    monkeypatch.setenv(DIRECTORY, str(tmp_path))
+    full, other = Metrics([], dict), Metrics([], dict)
+    full.write([written()])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", no_room)
+        for total in (2, 3):
+            full.write([written()])
+            assert value(full, "oxy_exchanges_total", **ENDED) == total
+        full.close(0)
+    assert value(other, "oxy_exchanges_total", **ENDED) == 1
+    (line,) = told
+    assert re.fullmatch(r"metrics cannot be shared: .*No space left on device\. Exchanges go on; .*", line)
+    monkeypatch.setattr(full, "_next_sharing", 0.0)
+    full.write([])
+    assert value(other, "oxy_exchanges_total", **ENDED) == 3
+    assert told[1:] == ["metrics are shared again"]
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_gauge_is_the_total_of_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIRECTORY, str(tmp_path))
+    readings = [
+        [
+            Reading(gauge="oxy_slots", read=lambda: 32, guard="convenience"),
+            Reading(gauge="oxy_slots", read=lambda: 1024, guard="relay"),
+            Reading(gauge="oxy_upstream_connections_open", read=lambda: 7),
+        ],
+        [Reading(gauge="oxy_slots", read=lambda: 16, guard="all")],
+    ]
+    asked, other = (Metrics(some, dict) for some in readings)
+    other.write([])
+    assert asked.totals("oxy_slots", "oxy_upstream_connections_open") == [1072, 7]
+    monkeypatch.delenv(DIRECTORY)
+    assert Metrics(readings[0], dict).totals("oxy_slots", "oxy_upstream_connections_idle") == [1056, 0]
 
 
 # ---- the dashboard
