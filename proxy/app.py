@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from proxy.console import PROBES, Limited, operator_pages
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
-from proxy.guard import Budget, Guard, share
+from proxy.guard import Budget, Guard, Traffic, share
 from proxy.include_usage import IncludeUsage
 from proxy.metrics import Metrics, Reading
 from proxy.overview import InFlight
@@ -85,11 +84,12 @@ class Front:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def readings(upstream: Upstream, relayed: Guard, shaped: Guard) -> list[Reading]:
+def readings(upstream: Upstream, traffic: Traffic, relayed: Guard, shaped: Guard) -> list[Reading]:
     """Return what is read whenever somebody asks for it."""
     guards = {"relay": relayed, "convenience": shaped} if shaped is not relayed else {"all": relayed}
     found = [
-        Reading(gauge="oxy_exchanges_in_flight", read=lambda: sum(guard.busy for guard in guards.values())),
+        Reading(gauge="oxy_exchanges_in_flight", read=lambda: traffic.now),
+        Reading(gauge="oxy_exchanges_in_flight_max", read=lambda: traffic.most),
         Reading(gauge="oxy_upstream_connections_open", read=lambda: upstream.connections[0]),
         Reading(gauge="oxy_upstream_connections_idle", read=lambda: upstream.connections[1]),
     ]
@@ -99,13 +99,13 @@ def readings(upstream: Upstream, relayed: Guard, shaped: Guard) -> list[Reading]
     return found
 
 
-def under_way(metrics: Metrics, guards: Collection[Guard]) -> InFlight:
-    """Return how many exchanges are in flight in all workers, and where there are guards how many there can have been.
+def under_way(metrics: Metrics) -> InFlight:
+    """Return how many exchanges are in flight in all workers, and how many there can have been.
 
-    What each of two guards had at most it may have had at another time.
+    What each of two workers had at most it may have had at another time.
     """
-    (now,) = metrics.totals("oxy_exchanges_in_flight")
-    return InFlight(int(now), sum(guard.most for guard in guards) if guards else None)
+    now, most = metrics.totals("oxy_exchanges_in_flight", "oxy_exchanges_in_flight_max")
+    return InFlight(int(now), int(most))
 
 
 def spare_the_collector() -> None:
@@ -137,14 +137,16 @@ def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = N
     total = settings.max_parallel
     relayed = Guard(share(total or MOST_RELAYED, settings.workers))
     shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
-    books = Books(settings, readings(upstream, relayed, shaped))
-    in_flight = partial(under_way, books.metrics, () if settings.workers > 1 else {relayed, shaped})
-    timing = settings.server_timing
+    traffic = Traffic()
+    books = Books(settings, readings(upstream, traffic, relayed, shaped))
+    gateway = partial(
+        Gateway, upstream=upstream, traffic=traffic, veil=veil, ledger=books.ledger, timing=settings.server_timing
+    )
     relaying: Route = relay
     if settings.include_usage:
         room = share(MOST_LOOKED_INTO, settings.workers)
         relaying = IncludeUsage(relay, limit=min(settings.max_body, room), budget=Budget(room))
-    ours = Gateway(convenience, upstream, shaped, veil, books.ledger, name="convenience", timing=timing)
+    ours = gateway(convenience, guard=shaped, name="convenience")
     front = Front(
         at={
             b"/": pages.welcome(settings),
@@ -154,18 +156,19 @@ def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = N
                 Recall(settings.history or NOWHERE),
                 books.metrics.exposition,
                 Probe(upstream, access),
-                in_flight,
+                partial(under_way, books.metrics),
             ),
             **dict.fromkeys(convenience.paths, ours),
         },
         below=(convenience.prefix, ours),
-        relay=Gateway(relaying, upstream, relayed, veil, books.ledger, timing=timing),
+        relay=gateway(relaying, guard=relayed),
         websockets=WebSockets(
             settings,
             access,
             relay,
             WebSocketUpstream(settings, upstream),
             guard=relayed,
+            traffic=traffic,
             veil=veil,
             ledger=books.ledger,
         ),

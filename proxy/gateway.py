@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from proxy.downstream import Downstream
 from proxy.errors import DownstreamClosed, Failure, Unforeseen
 from proxy.exchange import Call, Exchange, Request, new_id
-from proxy.guard import Guard
+from proxy.guard import Guard, Traffic
 from proxy.headers import by_name
 from proxy.include_usage import WithoutUsage
 from proxy.ledger import Ledger
@@ -43,10 +43,11 @@ class Gateway:
         self,
         route: Route,
         upstream: Upstream,
+        *,
         guard: Guard,
+        traffic: Traffic,
         veil: Veil,
         ledger: Ledger,
-        *,
         name: str = "relay",
         timing: bool = False,
     ) -> None:
@@ -54,6 +55,7 @@ class Gateway:
         self._name = name
         self._upstream = upstream
         self._guard = guard
+        self._traffic = traffic
         self._veil = veil
         self._ledger = ledger
         self._timing = timing
@@ -62,6 +64,7 @@ class Gateway:
         """Take one request to the upstream and its answer back. Every failure meets here."""
         downstream = Downstream(scope, receive, send)
         exchange = meet(downstream, self._name)
+        self._traffic.enter()
         try:
             self._guard.check()  # before a body is read for nothing
             call = await self._route.shape(exchange, downstream)
@@ -80,6 +83,7 @@ class Gateway:
             if not downstream.gone:  # then it is the server that stops, and that has to know
                 raise
         finally:
+            self._traffic.leave()
             if downstream.upload is not None:
                 exchange.bytes_in = downstream.upload.size
             exchange.duration = exchange.elapsed()

@@ -1,17 +1,39 @@
-"""Bounds on what is under way at once: whoever finds no slot, or no room, is refused, and nobody queues."""
+"""What is under way at once, and bounds on it: whoever finds no slot, or no room, is refused, and nobody queues."""
 
 from proxy.errors import Overloaded
 
 
-class Guard:
-    """`limit` exchanges at once. `busy` is how many there are, `most` how many there have been."""
+class Traffic:
+    """Exchanges in flight, those that have begun and not ended: `now`, and the `most` that there were at once."""
 
-    __slots__ = ("busy", "limit", "most")
+    __slots__ = ("most", "now")
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most = 0
+
+    def enter(self) -> None:
+        """Count one that begins."""
+        self.now += 1
+        if self.now > self.most:
+            self.most = self.now
+
+    def leave(self) -> None:
+        """Count one that has ended."""
+        self.now -= 1
+
+    def __repr__(self) -> str:
+        return f"<Traffic {self.now}, at most {self.most}>"
+
+
+class Guard:
+    """`limit` exchanges at once. `busy` is how many there are."""
+
+    __slots__ = ("busy", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.busy = 0
-        self.most = 0
 
     def check(self) -> None:
         """Raise `Overloaded` if there is no slot to be had."""
@@ -22,8 +44,6 @@ class Guard:
         """Take a slot. Raises `Overloaded` if there is none."""
         self.check()
         self.busy += 1
-        if self.busy > self.most:
-            self.most = self.busy
 
     def __exit__(self, *_: object) -> None:
         """Give the slot back."""

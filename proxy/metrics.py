@@ -86,6 +86,7 @@ HISTOGRAMS: Mapping[str, tuple[str, Sequence[str], Sequence[float]]] = {
 }
 GaugeName = Literal[
     "oxy_exchanges_in_flight",
+    "oxy_exchanges_in_flight_max",
     "oxy_slots",
     "oxy_slots_taken",
     "oxy_upstream_connections_idle",
@@ -93,7 +94,11 @@ GaugeName = Literal[
 ]
 GAUGES: Mapping[GaugeName, tuple[str, Sequence[str]]] = {
     "oxy_exchanges_in_flight": ("Exchanges that have begun and not ended", ()),
-    "oxy_slots": ("How many exchanges may be in flight", ("guard",)),
+    "oxy_exchanges_in_flight_max": (
+        "The most exchanges that were in flight at once since the start, of several workers the sum",
+        (),
+    ),
+    "oxy_slots": ("How many exchanges may be with the upstream at once", ("guard",)),
     "oxy_slots_taken": ("How many of those are", ("guard",)),
     "oxy_upstream_connections_idle": ("Connections to the upstream that are kept and wait for a request", ()),
     "oxy_upstream_connections_open": ("All connections to the upstream", ()),

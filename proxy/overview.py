@@ -11,10 +11,10 @@ from proxy.tables import TOKENS
 
 
 class InFlight(NamedTuple):
-    """Exchanges under way in all workers: now, and the most that there were at once, if that is known."""
+    """Exchanges under way in all workers: now, and the most that there were at once in each of them, added up."""
 
     now: int
-    most: int | None
+    most: int
 
 
 Figure = tuple[str, str, str]  # what it is, its value, and what else there is to say of it
@@ -42,8 +42,7 @@ class Overview:
 
     def _exchanges(self, totals: Row) -> list[Figure]:
         in_flight = self._in_flight() if self._in_flight else None
-        most = f"at most {count(in_flight.most)}" if in_flight and in_flight.most is not None else ""
-        now = [("In flight", count(in_flight.now), most)] if in_flight else []
+        now = [("In flight", count(in_flight.now), f"at most {count(in_flight.most)}")] if in_flight else []
         return [
             ("Requests", count(totals["requests"]), f"{count(totals['retries'])} retries"),
             *now,

@@ -17,7 +17,7 @@ from proxy.downstream_websocket import WebSocketDownstream
 from proxy.errors import UpgradeRequired
 from proxy.exchange import ABNORMAL, Call, Close, Exchange
 from proxy.gateway import CUT_OFF, GONE, meet, note, understood
-from proxy.guard import Guard
+from proxy.guard import Guard, Traffic
 from proxy.handshake import KEY_ITEM, PLAIN, split_query_keys
 from proxy.ledger import Ledger
 from proxy.routes import Relay
@@ -38,6 +38,7 @@ class WebSockets:
         upstream: WebSocketUpstream,
         *,
         guard: Guard,
+        traffic: Traffic,
         veil: Veil,
         ledger: Ledger,
     ) -> None:
@@ -48,6 +49,7 @@ class WebSockets:
         self._relay = relay
         self._upstream = upstream
         self._guard = guard
+        self._traffic = traffic
         self._veil = veil
         self._ledger = ledger
 
@@ -56,6 +58,7 @@ class WebSockets:
         downstream = WebSocketDownstream(scope, receive, send)
         exchange, session = meet(downstream), Session()
         exchange.route = "websocket"
+        self._traffic.enter()
         try:
             self._guard.check()
             call, subprotocols = await self._shape(exchange, downstream)
@@ -74,6 +77,7 @@ class WebSockets:
             if not downstream.gone:  # then it is the server that stops, and that has to know
                 raise
         finally:
+            self._traffic.leave()
             settle(exchange, session)
             self._ledger.enter(exchange)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 
 from proxy import board
 from proxy.app import under_way
+from proxy.figures import DIRECTORY
 from proxy.metrics import Metrics, Reading
 from proxy.usage import Usage
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start
 from tests.desk import BEARER, TOKEN, Desk
-from tests.peers import Peer, Upstream, answer, request
+from tests.peers import PATIENCE, Peer, Upstream, answer, request
 from tests.test_history import written
+from tests.test_metrics import samples, series
 
 HOSTILE = "</td><script>alert(1)</script>\x1b[31m\r\n\x00\u202e\"'&$path"
 
@@ -280,11 +283,65 @@ async def test_what_passed_and_what_is_in_flight_is_on_the_page_and_no_secret_is
             assert secret not in text
 
 
-async def test_of_several_workers_only_what_is_in_flight_now_is_known(start: Start) -> None:
-    async with start(ACCESS_TOKEN=TOKEN, PROXY_WORKERS="2") as proxy:
+async def test_without_a_file_there_is_no_history_and_the_page_says_so(start: Start) -> None:
+    async with start(ACCESS_TOKEN=TOKEN) as proxy:
         client = await proxy.connect()
         await client.say(request("GET", b"/log", [BEARER]))
         heard = await client.hear()
-    assert (heard.status, b"is not a history" in heard.body) == (503, True), "there is none without a file"
-    metrics = Metrics([Reading(gauge="oxy_exchanges_in_flight", read=lambda: 3)], dict)
-    assert under_way(metrics, ()) == (3, None)
+    assert (heard.status, b"is not a history" in heard.body) == (503, True)
+
+
+def test_what_is_in_flight_is_that_of_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIRECTORY, str(tmp_path))
+    asked, other = (
+        Metrics(
+            [
+                Reading(gauge="oxy_exchanges_in_flight", read=partial(int, now)),
+                Reading(gauge="oxy_exchanges_in_flight_max", read=partial(int, most)),
+            ],
+            dict,
+        )
+        for now, most in ((1, 5), (2, 4))
+    )
+    other.write([])
+    assert under_way(asked) == (3, 9)
+
+
+async def in_flight(client: Peer) -> tuple[float, float]:
+    """How many exchanges are, and how many were at most."""
+    await client.say(request("GET", b"/metrics", [BEARER]))
+    shown = samples((await client.hear()).body)
+    return shown[series("oxy_exchanges_in_flight")], shown[series("oxy_exchanges_in_flight_max")]
+
+
+async def until_in_flight(client: Peer, expected: tuple[float, float]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while await in_flight(client) != expected:
+            pass
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_an_exchange_is_in_flight_from_its_first_bytes_on_and_the_most_were_so_at_once(
+    start: Start, upstream: Upstream, tmp_path: Path, workers: str
+) -> None:
+    upstream.says(answer(body=b"{}"))
+    history = str(tmp_path / "history.sqlite")
+    async with start(**SWAP, ACCESS_TOKEN=TOKEN, PROXY_HISTORY=history, PROXY_WORKERS=workers) as proxy:
+        operator, client = await proxy.connect(), await proxy.connect()
+        slow = [await proxy.connect() for _ in range(3)]
+        for each in slow:
+            await each.say(b"POST /openai HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{")
+        await until_in_flight(operator, (3, 3))
+        for each in slow:
+            each.abort()
+        await until_in_flight(operator, (0, 3))
+        await client.say(request("POST", b"/v1/embeddings", [(b"X-API-Key", CLIENT_KEY.encode())], b"{}"))
+        assert (await client.hear()).status == 200
+        assert await in_flight(operator) == (0, 3)
+        page = ""
+        async with asyncio.timeout(PATIENCE):
+            while "/v1/embeddings" not in page:  # the ledger writes a few times a second
+                await operator.say(request("GET", b"/log", [BEARER]))
+                page = (await operator.hear()).body.decode()
+                await asyncio.sleep(0.05)
+    assert "<dt>In flight</dt><dd>0<small>at most 3</small>" in page

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from proxy.errors import Overloaded
-from proxy.guard import Budget, Guard, share
+from proxy.guard import Budget, Guard, Traffic, share
 from tests.conftest import SWAP, Start
 from tests.peers import Peer, Upstream, answer, chunked, request
 
@@ -22,7 +22,17 @@ def test_a_slot_is_taken_and_given_back_whatever_happens_within() -> None:
         assert guard.busy == 2
     with pytest.raises(ZeroDivisionError), guard:
         raise ZeroDivisionError
-    assert (guard.busy, guard.most) == (0, 2)
+    assert guard.busy == 0
+
+
+def test_what_is_in_flight_is_counted_and_the_most_that_was() -> None:
+    traffic = Traffic()
+    for _ in range(3):
+        traffic.enter()
+    traffic.leave()
+    traffic.leave()
+    traffic.enter()
+    assert repr(traffic) == "<Traffic 2, at most 3>"
 
 
 def test_room_is_counted_in_bytes() -> None:

@@ -27,8 +27,10 @@ from websockets.utils import accept_key
 from proxy.recall import Recall
 from proxy.settings import load
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
+from tests.desk import BEARER, TOKEN
 from tests.peers import PATIENCE, Peer, Upstream, request
 from tests.sockets import End, Far, dial, ended, fields, fill, hear, session, settled
+from tests.test_metrics import samples, series
 
 GUARDED = {"PROXY_X_API_KEY": CLIENT_KEY}
 OPEN = {"OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_OPEN": "1"}
@@ -233,6 +235,19 @@ async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_
         **{"model": "gpt-realtime", "tokens": {"input": 5, "output": 2, "total": 7}},
     }
     assert {fact: entry.get(fact) for fact in expected} == expected
+
+
+async def test_a_session_is_in_flight_until_it_ends(start: Start, far: Far) -> None:
+    async def in_flight() -> float:
+        await operator.say(request("GET", b"/metrics", [BEARER]))
+        return samples((await operator.hear()).body)[series("oxy_exchanges_in_flight")]
+
+    async with start(ACCESS_TOKEN=TOKEN) as proxy:
+        operator = await proxy.connect()
+        async with session(proxy, far):
+            assert await in_flight() == 1
+        await settled()
+        assert await in_flight() == 0
 
 
 async def test_a_session_takes_a_slot_and_gives_it_back(start: Start, far: Far) -> None:
