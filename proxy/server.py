@@ -155,6 +155,14 @@ class Workers(Multiprocess):
         super().init_processes()
         signal.signal(signal.SIGINT, ours)
 
+    def keep_subprocess_alive(self) -> None:
+        """Replace each worker that died, or hung and was killed, and say so: uvicorn does at a level we leave out."""
+        before = [*self.processes]
+        super().keep_subprocess_alive()
+        for old, new in zip(before, self.processes, strict=True):
+            if new is not old:
+                log.warning("worker %s died or hung (status %s); %s takes its place", old.pid, old.exitcode, new.pid)
+
     def terminate_all(self) -> None:
         """Let the workers finish; who calls from now on is to hear at once that nobody takes it."""
         super().terminate_all()

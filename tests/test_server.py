@@ -307,6 +307,23 @@ def test_two_workers_both_answer_and_stop_with_status_0(run: Run) -> None:
     assert UPSTREAM_KEY not in process.errors
 
 
+def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
+    process = run("--workers", "2", "--target", NOBODY)
+    assert process.health().status == 200
+    assert any(len(process.workers) == 2 for _ in polls())
+    died, lives = process.workers
+    died.kill()
+    assert any(process.news for _ in polls()), "nobody says so"
+    (line,) = process.news
+    assert re.search(rf" WARNING worker {died.pid} died or hung \(status -9\); \d+ takes its place$", line)
+    assert any(len(process.workers) == 2 for _ in polls())
+    assert lives in process.workers
+    assert process.health().status == 200
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+    assert process.news == [line]
+
+
 @pytest.mark.untraced
 async def test_the_metrics_of_three_workers_add_up_to_what_was_sent(run: Run, upstream: Upstream) -> None:
     upstream.says(answer(headers=[(b"Content-Type", b"application/json")], body=USED))
