@@ -37,8 +37,8 @@ class Counter:
         self._relay = relay
         self._default = settings.upstream_timeout
         self._most = settings.upstream_max_timeout
-        self.max_body = settings.max_body
         self.objects = Budget(share(MOST_OF_ALL_OBJECTS, settings.workers))
+        self.max_body = min(settings.max_body, self.objects.limit)  # what is more would find no room, ever
         self.forms = Budget(share(MOST_OF_ALL_FORMS, settings.workers))
         self._aside = ThreadPoolExecutor(1, "oxy-json")
 

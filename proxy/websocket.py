@@ -56,8 +56,7 @@ class WebSockets:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one session from its handshake to its end. Every failure meets here."""
         downstream = WebSocketDownstream(scope, receive, send)
-        exchange, session = meet(downstream), Session()
-        exchange.route = "websocket"
+        exchange, session = meet(downstream, "websocket"), Session()
         self._traffic.enter()
         try:
             self._guard.check()
