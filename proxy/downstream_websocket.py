@@ -1,5 +1,6 @@
 """The client's bank of a WebSocket: the one file that speaks ASGI's messages for it (`upgrade` adds some)."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Protocol
@@ -16,9 +17,12 @@ class Line(Protocol):
     """The client's connection, as far as an exchange knows it."""
 
     gone: bool
+    over: asyncio.Event
 
     @property
     def broke(self) -> bool: ...
+
+    def let_go(self) -> None: ...
 
 
 class WebSocketDownstream:
@@ -52,6 +56,11 @@ class WebSocketDownstream:
     def gone(self) -> bool:
         """Whether the client has hung up."""
         return self._line.gone
+
+    @property
+    def over(self) -> asyncio.Event:
+        """What is set when the client has closed, is gone or was told to go, whatever of it still waits to be heard."""
+        return self._line.over
 
     async def accept(self, exchange: Exchange, subprotocol: str | None, headers: Pairs) -> None:
         """Let the session begin."""
@@ -89,6 +98,10 @@ class WebSocketDownstream:
         """Pass on a message, and wait while the client reads too slowly. Silent once the client is gone."""
         kind = "text" if isinstance(message, str) else "bytes"
         await self._say({"type": "websocket.send", kind: message})
+
+    def let_go(self) -> None:
+        """Wait no more while the client reads too slowly."""
+        self._line.let_go()
 
     async def close(self, close: Close) -> None:
         """Close. Silent once the client has."""

@@ -100,6 +100,12 @@ class Session:
 
     gone = broke = False
 
+    def __init__(self) -> None:
+        self.over = asyncio.Event()  # never set
+
+    def let_go(self) -> None:
+        """Leave the waiting to the server."""
+
 
 class Line:
     """The client's connection as one exchange sees it; a hang-up cancels the task that runs the exchange.

@@ -7,7 +7,8 @@ and `line`, as it has for HTTP. What it does that uvicorn's does not, each with 
 - what comes before the answer to the handshake waits, and a hang-up before it cancels the task;
 - a client that ends without a word is said to have (1006, not 1005), and one that has closed holds up no answer;
 - a message in a million fragments takes no more room than in one, and pings no more than their last pong;
-- the order to stop closes with 1001, and both sides hear of it.
+- the order to stop closes with 1001, and both sides hear of it;
+- `over` tells an exchange that waits for its upstream that the client is done, and `let_go` ends the wait for a client.
 """
 
 import asyncio
@@ -49,6 +50,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gone = False
+        self.over = asyncio.Event()  # nothing more comes of the client: it has closed, or is gone, or was told to go
+        self._paced = True
+        self._full = False
         self._task: asyncio.Task[Any] | None = None
         self._early: list[bytes] | None = []
         self._pong: list[bytes] = []
@@ -86,9 +90,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._stalled is not None:
             self._stalled.cancel()
         super().connection_lost(exc)
+        self._hear_no_more()
+
+    def pause_writing(self) -> None:
+        """Let the session wait for the client to read."""
+        self._full = True
+        if self._paced:
+            super().pause_writing()
 
     def resume_writing(self) -> None:
         """Let the session go on, and answer the last ping."""
+        self._full = False
         super().resume_writing()
         if self._pong:
             self.transport.writelines(self._pong)
@@ -100,8 +112,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Have the application close the session: it hears what a client would say, since ASGI has no word for this."""
         if self.handshake_complete and not self.close_sent:
             self.queue.put_nowait({"type": "websocket.disconnect", "code": GOING_AWAY, "reason": "The proxy stops"})
+            self.over.set()
         else:
             super().shutdown()
+
+    # What an exchange calls
+
+    def let_go(self) -> None:
+        """Wait no more for the client to read: little is left to say, and for that it has its time (`STALL`)."""
+        self._paced = False
+        self.writable.set()
 
     # What uvicorn's protocol calls
 
@@ -133,7 +153,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_ping(self) -> None:
         """Answer a ping; to a client that does not read, only the last one is (RFC 6455 5.5.3)."""
-        if self.writable.is_set():
+        if not self._full:
             super().handle_ping()
         else:  # of several that came at once, the first finds the answers to all
             self._pong = self.conn.data_to_send() or self._pong
@@ -148,6 +168,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_parser_exception()
         self._hear_no_more()
 
+    # Its own
+
     def _hear_no_more(self) -> None:
         self.disconnected = True
-        self.writable.set()
+        self.let_go()
+        self.over.set()

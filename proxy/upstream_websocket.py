@@ -26,7 +26,7 @@ from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL
 from proxy.upstream import Upstream, root, trust
 
-CLOSE_TIMEOUT = 10.0  # seconds in which the upstream has to answer a close
+CLOSE_TIMEOUT = 10.0  # seconds in which the upstream has to answer a close, and to read what stands before it
 WAITING = 1  # messages that may wait for a client before the upstream is no longer read
 
 # Most specific first.
@@ -176,6 +176,15 @@ class Remote:
             pass
         finally:
             self._connection.transport.abort()
+
+    async def break_off(self) -> None:
+        """Break the connection off once the time for a close is over."""
+        await asyncio.sleep(CLOSE_TIMEOUT)
+        self._connection.transport.abort()
+
+    async def lost(self) -> None:
+        """Wait until there is no connection any more; what came before that is still to be had."""
+        await self._connection.wait_closed()
 
 
 def refused(response: Response) -> Exception:

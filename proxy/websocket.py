@@ -4,7 +4,8 @@ meet    id, clock                                  no await
 shape   the handshake becomes a call, as a request does; the client's key is checked here, wherever it stands
 admit   a slot in the guard, or 503 at once
 open    the upstream's session begins, and only then the client's
-relay   messages pass both ways, whole and in order, until one side closes; then the other is closed likewise
+relay   messages pass both ways, whole and in order, until one side closes; then the other is closed likewise, and
+        has a time for what it has not read
 settle  both are closed, slot freed, one entry in the ledger, whatever happened
 """
 
@@ -140,15 +141,20 @@ def public(subprotocol: str | None) -> str | None:
 async def relay(downstream: WebSocketDownstream, remote: Remote, session: Session) -> None:
     """Pass messages both ways until the upstream's session is over; what the client says runs beside it."""
     sending = asyncio.create_task(send_on(downstream, remote, session))
+    letting_go = (let_upstream_go(downstream, remote), let_client_go(downstream, remote))
+    beside = [sending, *map(asyncio.create_task, letting_go)]
     try:
         async for message in remote.messages():
             session.heard.count(message)
             if isinstance(message, str):
                 session.learn(message)
             await downstream.send(message)
+        if downstream.over.is_set():
+            await sending  # nobody is there to wait for, and it hears how the client ended
     finally:
-        sending.cancel()
-        await asyncio.wait([sending])
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside)
     if not sending.cancelled():
         sending.result()  # whatever broke there is to be known
     closing = downstream.closing or remote.closing
@@ -166,3 +172,15 @@ async def send_on(downstream: WebSocketDownstream, remote: Remote, session: Sess
         closing = downstream.closing or closing
     finally:
         await remote.close(closing)
+
+
+async def let_upstream_go(downstream: WebSocketDownstream, remote: Remote) -> None:
+    """See that an upstream that does not read, or not answer a close, keeps no session that the client has left."""
+    await downstream.over.wait()
+    await remote.break_off()
+
+
+async def let_client_go(downstream: WebSocketDownstream, remote: Remote) -> None:
+    """See that a client that does not read keeps no session that the upstream has left."""
+    await remote.lost()
+    downstream.let_go()

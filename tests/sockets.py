@@ -10,9 +10,20 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
+from websockets.utils import accept_key
 
 from tests.conftest import Running
-from tests.peers import PATIENCE
+from tests.peers import PATIENCE, Peer, Upstream, request
+
+OFFER = [
+    (b"Connection", b"Upgrade"),
+    (b"Upgrade", b"websocket"),
+    (b"Sec-WebSocket-Version", b"13"),
+    (b"Sec-WebSocket-Key", b"AAAAAAAAAAAAAAAAAAAAAA=="),
+]
+SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+)
 
 End = ClientConnection | ServerConnection
 
@@ -84,6 +95,22 @@ async def session(proxy: Running, far: Far, **options: Any) -> AsyncIterator[tup
             raise
 
 
+async def raw_session(proxy: Running, upstream: Upstream) -> tuple[Peer, Peer]:
+    """A session through the proxy by its two raw ends, which answer nothing by themselves."""
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    there = await upstream.accept()
+    nonce = (await there.head()).get(b"sec-websocket-key") or b""
+    await there.say(SWITCHING % accept_key(nonce.decode()).encode())
+    assert (await client.head()).status == 101
+    return client, there
+
+
+def binary(message: bytes) -> bytes:
+    """A message as a client frames it, under a mask that changes nothing."""
+    return b"\x82\xff%b\0\0\0\0%b" % (len(message).to_bytes(8, "big"), message)
+
+
 async def hear(end: End) -> str | bytes:
     async with asyncio.timeout(PATIENCE):
         return await end.recv()
@@ -119,3 +146,9 @@ async def settled() -> None:
     tasks = [task for task in asyncio.all_tasks() if "run_asgi" in repr(task)]
     if tasks:
         await asyncio.wait(tasks, timeout=PATIENCE)
+
+
+def proxy_protocols() -> list[Any]:
+    """The connections that speak WebSocket, by the tasks of their sessions."""
+    frames = [task.get_coro().cr_frame for task in asyncio.all_tasks() if "run_asgi" in repr(task)]  # type: ignore[union-attr]
+    return [frame.f_locals["self"] for frame in frames]

@@ -14,9 +14,8 @@ from proxy.request import MAX_HEAD, MAX_TARGET
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start, ways
 from tests.desk import BEARER, TOKEN
 from tests.peers import Pairs, Peer, Upstream, answer, chunked, request
-from tests.sockets import Far, ended, fields, hear, session
+from tests.sockets import OFFER, Far, ended, fields, hear, session
 from tests.test_upgrade import PAIRS
-from tests.test_websocket import OFFER
 
 way = ways("pure")
 

@@ -4,7 +4,6 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.datastructures import Headers
@@ -17,8 +16,7 @@ from proxy.upgrade import WebSocketProtocol, opening
 from proxy.upstream_websocket import Remote
 from tests.conftest import Running, running
 from tests.peers import PATIENCE, Peer, request
-from tests.sockets import Far, ended, fill, hear, session
-from tests.test_websocket import OFFER
+from tests.sockets import OFFER, Far, ended, fill, hear, proxy_protocols, session, settled
 
 PAIRS = [(name.lower(), value) for name, value in [(b"Host", b"proxy.example"), *OFFER]]
 
@@ -53,12 +51,6 @@ async def test_a_message_in_many_fragments_takes_the_room_of_their_bytes(proxy: 
     assert [len(piece) for piece in protocol.frames] == [1001]
     await client.say(b"\x80\x80\0\0\0\0")
     assert await hear(there) == "a" * 1001
-
-
-def proxy_protocols() -> list[Any]:
-    """The connections that speak WebSocket, by the tasks of their sessions."""
-    frames = [task.get_coro().cr_frame for task in asyncio.all_tasks() if "run_asgi" in repr(task)]  # type: ignore[union-attr]
-    return [frame.f_locals["self"] for frame in frames]
 
 
 @pytest.mark.untraced
@@ -115,6 +107,17 @@ async def test_the_order_to_stop_before_the_upstream_has_answered_is_an_error(tm
         await upstream.closed()
         await upstream.close()
     server.close()
+
+
+async def test_nothing_waits_any_more_for_a_client_that_is_let_go(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        [protocol] = proxy_protocols()
+        protocol.let_go()
+        assert await fill(there, b"x" * 2**20, most=30) == 30
+        await there.close(4000, "done")
+        await settled()
+        assert [await hear(client) for _ in range(30)] == [b"x" * 2**20] * 30
+        assert await ended(client) == (4000, "done")
 
 
 @pytest.mark.parametrize("end", ["client closes", "client vanishes", "upstream vanishes", "upstream refuses"])

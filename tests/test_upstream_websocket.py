@@ -7,19 +7,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from websockets.utils import accept_key
 
 from proxy.settings import load
 from tests.conftest import running
 from tests.peers import Upstream, answer, chunked, request
-from tests.sockets import Far, dial, ended, hear
+from tests.sockets import OFFER, SWITCHING, Far, dial, ended, hear, raw_session
 from tests.test_dial import Authority, found
 from tests.test_upstream import free_port
-from tests.test_websocket import OFFER, Start, refused
-
-SWITCHING = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
-)
+from tests.test_websocket import Start, refused
 
 
 @pytest.fixture
@@ -93,12 +88,7 @@ async def test_an_upstream_that_does_not_answer_a_close_is_broken_off(
 ) -> None:
     monkeypatch.setattr("proxy.upstream_websocket.CLOSE_TIMEOUT", 0.05)
     async with start() as proxy:
-        client = await proxy.connect()
-        await client.say(request(headers=OFFER))
-        there = await upstream.accept()
-        head = await there.head()
-        await there.say(SWITCHING % accept_key((head.get(b"sec-websocket-key") or b"").decode()).encode())
-        assert (await client.head()).status == 101
+        client, there = await raw_session(proxy, upstream)
         await client.say(b"\x88\x80\0\0\0\0")
         await there.closed()
 

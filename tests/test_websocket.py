@@ -22,26 +22,32 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
-from websockets.utils import accept_key
 
 from proxy.recall import Recall
 from proxy.settings import load
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
 from tests.desk import BEARER, TOKEN
 from tests.peers import PATIENCE, Peer, Upstream, request
-from tests.sockets import End, Far, dial, ended, fields, fill, hear, session, settled
+from tests.sockets import (
+    OFFER,
+    End,
+    Far,
+    binary,
+    dial,
+    ended,
+    fields,
+    fill,
+    hear,
+    raw_session,
+    session,
+    settled,
+)
 from tests.test_metrics import samples, series
 
 GUARDED = {"PROXY_X_API_KEY": CLIENT_KEY}
 OPEN = {"OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_OPEN": "1"}
 ITEM = "openai-insecure-api-key."
 HELD = 24 * 2**20  # bytes that may be under way towards one who does not read; most of them are in the kernel
-OFFER = [
-    (b"Connection", b"Upgrade"),
-    (b"Upgrade", b"websocket"),
-    (b"Sec-WebSocket-Version", b"13"),
-    (b"Sec-WebSocket-Key", b"AAAAAAAAAAAAAAAAAAAAAA=="),
-]
 
 Start = Callable[..., AbstractAsyncContextManager[Running]]
 
@@ -328,6 +334,58 @@ async def test_a_vanished_upstream_is_1011_to_the_client(proxy: Running, far: Fa
         assert await ended(client) == (1011, "The connection to the upstream broke")
 
 
+@pytest.mark.parametrize(("end", "code"), [("closes", 4000), ("vanishes", 1006)])
+async def test_an_upstream_that_does_not_read_keeps_no_session_that_the_client_has_left(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, code: int
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.CLOSE_TIMEOUT", 0.1)
+    history = tmp_path / "history.sqlite"
+    environ = {"OPENAI_PROXY_MAX_PARALLEL_REQUESTS": "1", "PROXY_HISTORY": str(history)}
+    async with start(OXY_TARGET=upstream.url, **environ) as proxy:
+        client, there = await raw_session(proxy, upstream)
+        there.writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is one that also reads
+        await client.say(binary(b"x" * HELD))
+        if end == "closes":
+            await client.say(b"\x88\x82\0\0\0\0\x0f\xa0")
+        else:
+            client.abort()
+        await settled()
+        await raw_session(proxy, upstream)
+        there.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        await there.closed()
+    assert [entry["close_code"] for entry in Recall(history).newest()][-1] == code
+
+
+async def test_what_waits_for_an_upstream_when_its_client_closes_arrives(start: Start, upstream: Upstream) -> None:
+    async with start(OXY_TARGET=upstream.url) as proxy:
+        client, there = await raw_session(proxy, upstream)
+        there.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.say(binary(b"x" * HELD), binary(b"y"), b"\x88\x82\0\0\0\0\x0f\xa0")
+        await client.until(b"\x88\x02\x0f\xa0")
+        there.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(PATIENCE):
+            await there.reader.readexactly(2 + 8 + 4 + HELD)
+            assert (await there.reader.readexactly(2 + 4 + 1))[:2] == b"\x82\x81"
+            assert (await there.reader.readexactly(2 + 4 + 2))[:2] == b"\x88\x82"
+        there.abort()
+
+
+@pytest.mark.untraced
+async def test_a_client_that_does_not_read_keeps_no_session_that_the_upstream_has_left(
+    start: Start, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.PING_INTERVAL", 0.01)  # while a message waits, nothing else notices
+    async with start(OPENAI_PROXY_MAX_PARALLEL_REQUESTS="1") as proxy, session(proxy, far) as (client, there):
+        await fill(there, b"x" * 2**20, most=100)
+        cut(there)
+        await settled()
+        async with session(proxy, far) as (another, beyond):
+            await another.send("hello")
+            assert await hear(beyond) == "hello"
+        assert await hear(client) == b"x" * 2**20
+        assert await ended(client) == (1011, "The connection to the upstream broke")
+
+
 async def test_a_client_that_closes_without_reading_on_is_let_go(proxy: Running, far: Far) -> None:
     async with session(proxy, far, close_timeout=0.1) as (client, there):
         await fill(there, b"x" * 2**20, most=100)
@@ -405,19 +463,27 @@ async def test_a_session_that_outlasts_the_grace_time_is_cut_off(proxy: Running,
         assert (await ended(client))[0] == 1006
 
 
+async def test_a_session_that_is_cut_off_waits_for_its_upstream_no_longer_than_a_close_takes(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.CLOSE_TIMEOUT", 0.1)
+    async with start(OXY_TARGET=upstream.url) as proxy:
+        client, there = await raw_session(proxy, upstream)
+        there.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.say(binary(b"x" * HELD))
+        [task] = [task for task in asyncio.all_tasks() if "run_asgi" in repr(task)]
+        task.cancel()
+        await client.closed()
+        await settled()
+
+
 async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.server.PING_INTERVAL", 0.01)
     monkeypatch.setattr("proxy.upstream_websocket.PING_INTERVAL", 0.01)
     async with Upstream().listening() as upstream, start(OXY_TARGET=upstream.url) as proxy:
-        client = await proxy.connect()
-        await client.say(request(headers=OFFER))
-        there = await upstream.accept()
-        nonce = (await there.head()).get(b"sec-websocket-key") or b""
-        accepted = (b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: %b")
-        await there.say(b"\r\n".join([b"HTTP/1.1 101 Yes", *accepted, b"", b""]) % accept_key(nonce.decode()).encode())
-        assert (await client.head()).status == 101
+        client, there = await raw_session(proxy, upstream)
         for _ in range(3):
             assert (await client.reader.readexactly(6))[:2] == b"\x89\x04"
             assert (await there.reader.readexactly(10))[:2] == b"\x89\x84"
