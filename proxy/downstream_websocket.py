@@ -54,8 +54,8 @@ class WebSocketDownstream:
 
     @property
     def gone(self) -> bool:
-        """Whether the client has hung up."""
-        return self._line.gone
+        """Whether the client has hung up. One that had closed before has not."""
+        return self._line.gone and self._line.broke
 
     @property
     def over(self) -> asyncio.Event:

@@ -7,7 +7,7 @@ and `line`, as it has for HTTP. What it does that uvicorn's does not, each with 
 - what comes before the answer to the handshake waits, and a hang-up before it cancels the task;
 - a client that ends without a word is said to have (1006, not 1005), and one that has closed holds up no answer;
 - a message in a million fragments takes no more room than in one, and pings no more than their last pong;
-- the order to stop closes with 1001, and both sides hear of it;
+- the order to stop closes with 1001 at once, and both sides hear of it;
 - `over` tells an exchange that waits for its upstream that the client is done, and `let_go` ends the wait for a client.
 """
 
@@ -24,6 +24,7 @@ from proxy.handshake import NONCE, examine_handshake
 from proxy.headers import by_name
 from proxy.request import examine, measure, origin_form
 
+STOPS = "The proxy stops"
 STALL = 60.0  # seconds after the end of a session in which a client has to read what is left of it
 # Less than the idle timeouts of common middle boxes and load balancers, whose shortest are around a minute.
 PING_INTERVAL = 20.0
@@ -109,12 +110,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     # What uvicorn's server calls
 
     def shutdown(self) -> None:
-        """Have the application close the session: it hears what a client would say, since ASGI has no word for this."""
-        if self.handshake_complete and not self.close_sent:
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": GOING_AWAY, "reason": "The proxy stops"})
-            self.over.set()
-        else:
+        """Close the session. The application hears it as it would hear a client, since ASGI has no word for this."""
+        if self.close_sent or not self.handshake_complete:
             super().shutdown()
+        elif not self.transport.is_closing():  # else the client has closed, or is gone
+            self._go_away()
 
     # What an exchange calls
 
@@ -169,6 +169,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._hear_no_more()
 
     # Its own
+
+    def _go_away(self) -> None:
+        # Here, not in the application: that may be waiting for its upstream, or for this client to read.
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": GOING_AWAY, "reason": STOPS})
+        self.conn.send_close(GOING_AWAY, STOPS)
+        self.transport.writelines(self.conn.data_to_send())
+        self.close_sent = True
+        if self.read_paused:  # the client's answer stands behind what it said
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        self._hear_no_more()
 
     def _hear_no_more(self) -> None:
         self.disconnected = True

@@ -67,6 +67,23 @@ async def test_a_flood_of_pings_to_one_who_does_not_read_leaves_one_pong(proxy: 
         client.transport.abort()
 
 
+@pytest.mark.untraced
+async def test_a_flood_of_pings_behind_the_order_to_stop_leaves_one_pong(proxy: Running, far: Far) -> None:
+    async with session(proxy, far) as (client, there):
+        await fill(there, b"x" * 2**20, most=100)
+        [protocol] = proxy_protocols()
+        proxy.stop()
+        held = protocol.transport.get_write_buffer_size()
+        for _ in range(2000):
+            await client.ping()
+        await client.ping(b"the last")
+        async with asyncio.timeout(PATIENCE):
+            while b"the last" not in b"".join(protocol._pong):  # noqa: ASYNC110  nothing tells when
+                await asyncio.sleep(0.01)
+        assert protocol.transport.get_write_buffer_size() <= held
+        client.transport.abort()
+
+
 @pytest.mark.parametrize(("frame", "code"), [(b"\x88", 1005), (b"\x83", 1011)], ids=["closed", "broke"])
 async def test_a_client_that_is_done_and_does_not_read_is_cut_off_in_time(
     proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch, frame: bytes, code: int
@@ -118,6 +135,19 @@ async def test_nothing_waits_any_more_for_a_client_that_is_let_go(proxy: Running
         await settled()
         assert [await hear(client) for _ in range(30)] == [b"x" * 2**20] * 30
         assert await ended(client) == (4000, "done")
+
+
+async def test_a_client_that_has_closed_hears_no_second_close_when_the_proxy_stops(proxy: Running, far: Far) -> None:
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    await fill(there, b"x" * 2**20, most=100)
+    await client.say(b"\x88\x80\0\0\0\0")
+    assert await ended(there) == (1005, "")
+    proxy.stop()
+    heard = await client.rest()
+    assert (heard[-2:], heard.count(b"x") % 2**20) == (b"\x88\0", 0)
 
 
 @pytest.mark.parametrize("end", ["client closes", "client vanishes", "upstream vanishes", "upstream refuses"])

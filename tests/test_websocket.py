@@ -38,6 +38,7 @@ from tests.sockets import (
     fields,
     fill,
     hear,
+    proxy_protocols,
     raw_session,
     session,
     settled,
@@ -428,6 +429,46 @@ async def test_the_order_to_stop_closes_both_sides_with_1001(far: Far, tmp_path:
     assert b"Traceback" not in await process.stderr.read()
 
 
+GOING_AWAY = b"\x88\x11\x03\xe9The proxy stops"
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "does not read"])
+async def test_the_order_to_stop_reaches_a_client_whatever_its_upstream_does(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.CLOSE_TIMEOUT", 6 * PATIENCE)
+    async with start(OXY_TARGET=upstream.url) as proxy:
+        client, there = await raw_session(proxy, upstream)
+        [protocol] = proxy_protocols()
+        protocol.close_timeout = 6 * PATIENCE
+        if not reads:
+            there.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await client.say(binary(b"x" * HELD), binary(b"y"))
+            async with asyncio.timeout(PATIENCE):
+                while not protocol.read_paused:  # noqa: ASYNC110  nothing tells when
+                    await asyncio.sleep(0.01)
+        proxy.stop()
+        assert await client.reader.readexactly(len(GOING_AWAY)) == GOING_AWAY
+        await client.say(b"\x88\x82\0\0\0\0\x03\xe9")
+        await client.closed()
+        if reads:
+            assert (await there.reader.readexactly(6))[:2] == b"\x88\x91"
+        there.abort()
+        await settled()
+
+
+async def test_the_order_to_stop_reaches_an_upstream_whatever_its_client_does(
+    capsys: pytest.CaptureFixture[str], proxy: Running, far: Far
+) -> None:
+    async with session(proxy, far) as (client, there):
+        await fill(there, b"x" * 2**20, most=100)
+        proxy.stop()
+        assert await ended(there) == (1001, "The proxy stops")
+        await settled()
+        assert await ended(client) == (1001, "The proxy stops")
+    assert capsys.readouterr().err == ""
+
+
 async def test_a_fault_of_ours_closes_both_sides_with_1011_and_says_nothing_of_itself(
     proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -475,6 +516,24 @@ async def test_a_session_that_is_cut_off_waits_for_its_upstream_no_longer_than_a
         task.cancel()
         await client.closed()
         await settled()
+
+
+async def test_a_session_that_is_cut_off_when_its_client_has_closed_is_not_the_clients_doing(
+    start: Start, upstream: Upstream, tmp_path: Path
+) -> None:
+    history = tmp_path / "history.sqlite"
+    async with start(OXY_TARGET=upstream.url, PROXY_HISTORY=str(history)) as proxy:
+        client, there = await raw_session(proxy, upstream)
+        proxy.stop()
+        await client.until(GOING_AWAY)
+        await client.say(b"\x88\x82\0\0\0\0\x03\xe9")
+        await client.closed()
+        [task] = [task for task in asyncio.all_tasks() if "run_asgi" in repr(task)]
+        task.cancel()
+        await settled()
+        there.abort()
+    (entry,) = Recall(history).newest()
+    assert entry["failure"] == "cut off when the time to finish was over"
 
 
 async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
