@@ -24,6 +24,7 @@ from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
 from proxy.workspace import workspace
 
 BACKLOG = 2048
+STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
 ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine finds itself on them
 MODES = {
     "transparent": "transparent: nothing is checked, each client's own key goes on untouched",
@@ -108,7 +109,7 @@ def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> 
         server = Server(config)
         # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
         # an ordered stop is status 0 and not -15, also where it is ordered before the server is up.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, server.handle_exit)
         run = partial(server.run, sockets=[sock])
     say()
@@ -174,7 +175,7 @@ class Workers(Multiprocess):
         for process in self.processes:
             while process.process.is_alive():
                 process.process.join(0.1)
-                if self.signal_queue:
+                if STOPS.intersection(self.signal_queue):  # uvicorn queues others too, a resized terminal among them
                     process.process.kill()
 
 

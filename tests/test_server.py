@@ -362,6 +362,26 @@ async def test_the_metrics_of_three_workers_add_up_to_what_was_sent(run: Run, up
     assert process.status() == 0
 
 
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.untraced), "2"])
+def test_a_resized_terminal_is_no_second_order_to_stop(run: Run, listener: socket.socket, workers: str) -> None:
+    process = run("--target", local_url(listener), PROXY_WORKERS=workers)
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request())
+        there, _ = listener.accept()
+        with there:
+            until(there, b"\r\n\r\n")
+            there.sendall(HEAD + chunked(b"one"))
+            until(client, b"one\r\n")
+            process.tell(signal.SIGTERM)
+            assert any(refuses(process.port) for _ in polls()), "it still accepts"
+            process.tell(signal.SIGWINCH, all_of_it=True)
+            time.sleep(0.3)  # the supervisor looks ten times a second
+            there.sendall(chunked(b"two", b""))
+            assert rest(client) == chunked(b"two", b"")
+    assert process.status() == 0
+    assert process.news == []
+
+
 @pytest.mark.untraced
 def test_ctrl_c_stops_two_workers_in_silence(run: Run) -> None:
     process = run("--workers", "2", "--target", NOBODY)
