@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     With `check` before its options, look whether it would run well instead: 0 if so, 1 if not.
     """
+    occupy_standard_streams()
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
     if command == "usage":
         return tell_usage(rest[:-1])
@@ -43,6 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(invitation(local_url(sock, tls=settings.tls_cert is not None)), flush=True)
     serve(settings, sock)
     return 0
+
+
+def occupy_standard_streams() -> None:
+    """Open what is closed of the descriptors 0, 1 and 2, here and in the workers.
+
+    A socket of ours would get the number, and hear what is meant for a log; libuv aborts where it is to close one.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def tell_usage(arguments: list[str]) -> int:

@@ -16,6 +16,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Self
@@ -45,13 +46,17 @@ NEEDS_IPV6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason=
 
 
 class Process:
-    """A proxy on a free port of loopback, in a process of its own, that writes to two files."""
+    """A proxy on a free port of loopback, in a process of its own, that writes to two files.
 
-    def __init__(self, folder: Path, arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+    `elsewhere` is where it reads and writes instead, as a shell is told.
+    """
+
+    def __init__(self, folder: Path, arguments: tuple[str, ...], environ: dict[str, str], elsewhere: str = "") -> None:
         self._out, self._err = folder / "stdout", folder / "stderr"
+        shell = ["sh", "-c", f'exec "$@" {elsewhere}', "sh"]
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
-                [*COMMAND, "--host", "127.0.0.1", "--port", "0", *arguments],
+                [*shell, *COMMAND, "--host", "127.0.0.1", "--port", "0", *arguments],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
                 stdin=subprocess.DEVNULL,
@@ -68,6 +73,16 @@ class Process:
                 return self
             assert self._process.poll() is None, self.errors
         raise AssertionError(f"it does not listen: {self.errors}")
+
+    def answering(self, port: int) -> Self:
+        """Wait until it answers where it cannot say that it listens."""
+        self.port = port
+        for _ in polls():
+            assert self._process.poll() is None, "it has ended"
+            with suppress(ConnectionRefusedError):
+                assert self.health().status == 200
+                return self
+        raise AssertionError("it does not answer")
 
     @property
     def output(self) -> str:
@@ -121,6 +136,22 @@ def run(tmp_path: Path) -> Iterator[Run]:
         return started[-1].listening()
 
     yield run
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def run_elsewhere(tmp_path: Path) -> Iterator[Run]:
+    """The same for one whose stderr is redirected, as its first argument says."""
+    started: list[Process] = []
+
+    def run_elsewhere(elsewhere: str, *arguments: str, **environ: str) -> Process:
+        with listen("127.0.0.1", 0) as sock:
+            port = sock.getsockname()[1]
+        started.append(Process(tmp_path, (*arguments, "--port", str(port)), environ, elsewhere))
+        return started[-1].answering(port)
+
+    yield run_elsewhere
     for process in started:
         process.kill()
 
@@ -389,6 +420,28 @@ def test_ctrl_c_stops_two_workers_in_silence(run: Run) -> None:
     process.tell(signal.SIGINT, all_of_it=True)
     assert process.status() == 0
     assert process.news == []
+
+
+# ---- standard streams that take nothing
+
+
+@pytest.mark.parametrize("closed", ["0<&- 1>&-", "0<&- 2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.untraced)])
+def test_started_without_standard_streams_it_serves_and_stops_with_status_0(
+    run_elsewhere: Run, closed: str, workers: str
+) -> None:
+    process = run_elsewhere(closed, "--target", NOBODY, "--workers", workers)
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_what_it_wrote_before_the_end_is_all_there_and_in_order(run: Run) -> None:
+    process = run("--target", NOBODY, "--workers", "2")
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+    first, *_, last = process.errors.splitlines()
+    assert " listens on " in first
+    assert last.endswith(" INFO oxy has stopped")
 
 
 # ---- the command line
