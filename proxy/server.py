@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -18,6 +19,7 @@ from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__, native
 from proxy.app import create_app, relay_app
+from proxy.lines import News
 from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
@@ -230,10 +232,19 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             }
         },
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["only-news"]},
+            "stderr": {"()": to_stderr, "formatter": "line", "filters": ["only-news"]},
         },
         "loggers": {
             "oxy": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
             "uvicorn": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+            "asyncio": {"level": "WARNING", "handlers": ["stderr"]},  # else `logging` itself writes it, and waits
         },
     }
+
+
+def to_stderr() -> logging.Handler:
+    """Return what writes to standard error: as `logging` does where that is closed, or is none of the system's."""
+    try:
+        return News(sys.stderr)
+    except (AttributeError, OSError):
+        return logging.StreamHandler()

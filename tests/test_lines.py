@@ -1,7 +1,9 @@
-"""The log on stdout: whole lines, and a reader that stops reading stops nothing else."""
+"""The logs: whole lines, and a reader that stops reading stops nothing else."""
 
 import errno
+import io
 import json
+import logging
 import os
 import pty
 import threading
@@ -13,7 +15,7 @@ import pytest
 from proxy import lines as room
 from proxy.entry import PIPE_BUF, Entry
 from proxy.exchange import Exchange
-from proxy.lines import Lines, log_lines
+from proxy.lines import Lines, News, log_lines
 from proxy.redaction import Redaction
 from proxy.values import LogFormat
 from tests.test_entry import entry
@@ -46,14 +48,15 @@ class Pipe:
             text += os.read(self.reading, 1 << 20)
         return text.decode().splitlines()
 
-    def fill(self) -> None:
-        """Leave no room in it."""
-        os.set_blocking(self.writing, False)
-        try:
-            while True:
-                os.write(self.writing, b" " * PIPE_BUF)
-        except BlockingIOError:
-            os.set_blocking(self.writing, True)
+
+def fill(fd: int) -> None:
+    """Leave no room in a pipe."""
+    os.set_blocking(fd, False)
+    try:
+        while True:
+            os.write(fd, b" " * PIPE_BUF)
+    except BlockingIOError:
+        os.set_blocking(fd, True)
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ def test_a_reader_that_stops_blocks_nobody_and_hears_what_it_missed(
     pipe: Pipe, open_lines: Open, monkeypatch: pytest.MonkeyPatch, log_format: LogFormat, notice: str
 ) -> None:
     monkeypatch.setattr(room, "MOST_WAITING", 100)
-    pipe.fill()
+    fill(pipe.writing)
     lines = open_lines(log_format)
     lines.write([written(0)])
     until(lambda: repr(lines) == "<Lines 0 waiting, 0 dropped>")  # it is stuck with this one
@@ -172,16 +175,17 @@ def test_a_line_of_which_a_part_went_out_is_lost_and_spoils_no_other(
 
 def test_what_is_written_while_the_writer_looks_away_goes_out_before_the_end(pipe: Pipe, open_lines: Open) -> None:
     lines = open_lines()
-    drain = lines._drain
+    outlet = lines._outlet
+    drain = outlet._drain
 
     def drain_and_be_interrupted() -> None:
         drain()
-        lines._drain = drain  # type: ignore[method-assign]
+        outlet._drain = drain  # type: ignore[method-assign]
         lines.write([written(2)])
         threading.Thread(target=lines.close, args=(PATIENCE,)).start()
-        assert lines._closing.wait(PATIENCE)
+        assert outlet._closing.wait(PATIENCE)
 
-    lines._drain = drain_and_be_interrupted  # type: ignore[method-assign]
+    outlet._drain = drain_and_be_interrupted  # type: ignore[method-assign]
     lines.write([written(1)])
     assert [json.loads(line)["id"] for line in pipe.read(2)] == ["1", "2"]
 
@@ -197,7 +201,7 @@ def test_a_stream_that_takes_nothing_is_given_up_at_the_end() -> None:
 
 
 def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe, open_lines: Open) -> None:
-    pipe.fill()
+    fill(pipe.writing)
     os.set_blocking(pipe.writing, False)
     lines = open_lines()
     lines.write([written(1)])
@@ -213,7 +217,7 @@ def test_closing_writes_what_waits(pipe: Pipe, open_lines: Open) -> None:
 
 
 def test_closing_does_not_wait_for_a_stuck_reader_beyond_its_patience(pipe: Pipe, open_lines: Open) -> None:
-    pipe.fill()
+    fill(pipe.writing)
     lines = open_lines()
     lines.write([written(1)])
     lines.close(0.01)
@@ -248,3 +252,59 @@ def test_where_stdout_is_closed_every_line_is_dropped() -> None:
     lines.write([written(1)])
     until(lambda: lines.dropped == 1)
     lines.close(PATIENCE)
+
+
+@pytest.fixture
+def news(pipe: Pipe) -> Iterator[News]:
+    """A handler before a pipe."""
+    with open(pipe.writing, "w", closefd=False) as stream:
+        news = News(stream)
+        yield news
+        news._outlet.close(0)
+
+
+def record(message: str, *values: object) -> logging.LogRecord:
+    return logging.LogRecord("oxy", logging.INFO, "", 0, message, values, None)
+
+
+def test_records_are_lines_that_are_out_when_the_handler_is_closed(pipe: Pipe, news: News) -> None:
+    for number in range(50):
+        news.handle(record("number %s \ud800", number))
+    news.close()
+    assert pipe.read(50) == [f"number {number} \\ud800" for number in range(50)]
+
+
+def test_whoever_logs_to_a_reader_that_stops_goes_on_and_the_reader_hears_what_it_missed(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, news: News
+) -> None:
+    monkeypatch.setattr(news._outlet, "_most", 100)
+    news.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    fill(pipe.writing)
+    news.handle(record("first"))
+    until(lambda: repr(news) == "<News 0 waiting, 0 dropped>")  # it is stuck with this one
+    for number in range(105):
+        news.handle(record("number %s", number))
+    assert repr(news) == "<News 100 waiting, 5 dropped>"
+    heard = [line.strip() for line in pipe.read(102)]
+    assert heard[:3] == ["INFO first", "WARNING 5 lines of this log were dropped", "INFO number 0"]
+    assert heard[-1] == "INFO number 99"
+
+
+def test_a_record_that_cannot_be_spelled_is_told_of_as_logging_tells_it(
+    news: News, capsys: pytest.CaptureFixture[str]
+) -> None:
+    news.handle(record("%d", "x"))
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
+def test_a_stream_that_was_closed_is_left_alone(pipe: Pipe) -> None:
+    with open(os.dup(pipe.writing), "w") as stream:
+        news = News(stream)
+    news.handle(record("late"))
+    assert repr(news) == "<News 0 waiting, 0 dropped>"
+    news.close()
+
+
+def test_a_stream_without_a_descriptor_has_no_outlet() -> None:
+    with pytest.raises(OSError, match="fileno"):
+        News(io.StringIO())

@@ -26,12 +26,13 @@ import pytest
 
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
-from proxy.server import CannotListen, OnlyNews, announce, configure, listen, local_url
+from proxy.server import CannotListen, OnlyNews, announce, configure, listen, local_url, to_stderr
 from proxy.settings import Settings
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
 from tests.desk import BEARER, TOKEN
 from tests.peers import Peer, Upstream, answer, chunked, connect, request
+from tests.test_lines import fill
 from tests.test_metrics import ENDED, samples, series
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +163,17 @@ def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE)
         yield listener
+
+
+@pytest.fixture
+def unread(tmp_path: Path) -> Iterator[Path]:
+    """A named pipe that is full, and that nobody reads."""
+    path = tmp_path / "unread"
+    os.mkfifo(path)
+    both_ends = os.open(path, os.O_RDWR)
+    fill(both_ends)
+    yield path
+    os.close(both_ends)
 
 
 def polls() -> Iterator[None]:
@@ -423,6 +435,32 @@ def test_ctrl_c_stops_two_workers_in_silence(run: Run) -> None:
 
 
 # ---- standard streams that take nothing
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_stderr_that_nobody_reads_stops_nothing(
+    run_elsewhere: Run, listener: socket.socket, unread: Path, workers: str
+) -> None:
+    options = ("--target", local_url(listener), "--workers", workers)
+    process = run_elsewhere(f"2>{unread}", *options, PROXY_SHUTDOWN_GRACE_MS="100")
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request())
+        there, _ = listener.accept()
+        with there:
+            until(there, b"\r\n\r\n")
+            there.sendall(HEAD + chunked(b"one"))
+            until(client, b"one\r\n")
+            process.tell(signal.SIGTERM)
+            assert rest(client) == b"", "of this a worker writes a line"
+    assert process.status() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_stderr_on_a_full_disk_stops_nothing(run_elsewhere: Run, workers: str) -> None:
+    # A Python that is told not to buffer keeps nothing that it could stumble over at its end.
+    process = run_elsewhere("2>/dev/full", "--target", NOBODY, "--workers", workers, PYTHONUNBUFFERED="")
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
 
 
 @pytest.mark.parametrize("closed", ["0<&- 1>&-", "0<&- 2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
@@ -702,6 +740,25 @@ def test_only_news_is_written(message: object, problem: BaseException | None, wr
     exc_info = (type(problem), problem, None) if problem else None
     record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, None, exc_info)
     assert OnlyNews().filter(record) is written
+
+
+def test_without_a_descriptor_stderr_is_written_as_logging_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = to_stderr()
+    handler.handle(logging.makeLogRecord({"msg": "well"}))
+    assert capsys.readouterr().err == "well\n"
+    monkeypatch.setattr(sys, "stderr", None)
+    to_stderr().handle(logging.makeLogRecord({"msg": "nobody hears this"}))
+
+
+def test_what_the_loop_says_is_written_as_the_rest_is(
+    settings_of: SettingsOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(settings_of(**SWAP))
+    logging.getLogger("asyncio").error("socket.accept() has failed for %s", UPSTREAM_KEY)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(" ERROR socket.accept() has failed for ***")
 
 
 async def test_an_answer_left_torn_is_one_line_in_the_log(
