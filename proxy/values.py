@@ -123,9 +123,9 @@ def port(text: str) -> int:
 
 
 def at_least_one(text: str) -> int:
-    """Read a whole number above zero."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ValueError("write a whole number, 1 or more")
+    """Read a whole number above zero, of at most nine digits: what is counted with it stays within 64 bits."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise ValueError("write a whole number from 1 to 999999999")
     return int(text)
 
 

@@ -493,7 +493,7 @@ def test_bad_settings_are_one_message_and_status_2(tmp_path: Path) -> None:
     assert ended.stderr == (
         "oxy: settings are not usable:\n"
         "  OXY_PORT: not a port: write a number from 0 to 65535\n"
-        "  PROXY_WORKERS: write a whole number, 1 or more\n"
+        "  PROXY_WORKERS: write a whole number from 1 to 999999999\n"
         "  OPENAI_API_KEY: it holds a space or a character that cannot stand in a header\n"
     )
 

@@ -91,7 +91,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("ALL_PROXY", "https://u:p@proxy.example", "outbound_proxy", "https://u:p@proxy.example"),
 ]
 
-NO_NUMBER = "write a whole number, 1 or more"
+NO_NUMBER = "write a whole number from 1 to 999999999"
 NO_PORT = "not a port: write a number from 0 to 65535"
 NO_TIME = "write a number of milliseconds above 0"
 NO_KEY = "it holds a space or a character that cannot stand in a header"
@@ -126,7 +126,7 @@ REFUSED = [
     ("PROXY_TLS_KEY", "/", "the file cannot be read: is a directory"),
     *((f"PROXY_{name}", str(EXAMPLE), NO_CERTIFICATE) for name in ("TLS_CERT", "UPSTREAM_CA")),
     *(("PROXY_LOG_FORMAT", text, "write json or text") for text in ("yaml", "1")),
-    *(("PROXY_HISTORY_DAYS", text, NO_NUMBER) for text in ("0", "1.5", "30d")),
+    *(("PROXY_HISTORY_DAYS", text, NO_NUMBER) for text in ("0", "1.5", "30d", "1000000000")),
     *(("OXY_TRANSPORT", text, "write auto, fast or httpx") for text in ("slow", "1")),
     *(("OXY_HTTP2", text, "write 1 or 0") for text in ("2", "h2c")),
     *(("PROXY_AZURE", text, "write off, v1 or deployments") for text in ("on", "v2", "1")),
