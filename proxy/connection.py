@@ -19,7 +19,7 @@ from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
 from proxy.headers import LOWER_CASE, NO_BODY, in_lower_case
 
-HIGH_WATER = 256 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
+HIGH_WATER = 64 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 MAX_HEAD = 128 * 1024  # bytes of an answer's head
 MAX_FIELDS = 256
 
