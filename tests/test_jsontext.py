@@ -280,7 +280,7 @@ def test_commas_and_brackets_in_a_string_are_no_values(monkeypatch: pytest.Monke
 
 
 @given(torn | values.map(str.encode), st.integers(1, 5))
-@pure
+@settings(max_examples=30)
 def test_marks_outside_of_strings_are_counted_whatever_the_steps(body: bytes, step: int) -> None:
     text = body.decode(errors="replace")
     plain = re.sub(r'"(?:[^"\\]|\\.)*+"', " ", text, flags=re.DOTALL)

@@ -436,8 +436,10 @@ def test_ctrl_c_stops_two_workers_in_silence(run: Run) -> None:
 
 # ---- standard streams that take nothing
 
+ALL = "0<&- 1>&- 2>&-"
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.untraced)])
 def test_a_stderr_that_nobody_reads_stops_nothing(
     run_elsewhere: Run, listener: socket.socket, unread: Path, workers: str
 ) -> None:
@@ -455,7 +457,7 @@ def test_a_stderr_that_nobody_reads_stops_nothing(
     assert process.status() == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.untraced)])
 def test_a_stderr_on_a_full_disk_stops_nothing(run_elsewhere: Run, workers: str) -> None:
     # A Python that is told not to buffer keeps nothing that it could stumble over at its end.
     process = run_elsewhere("2>/dev/full", "--target", NOBODY, "--workers", workers, PYTHONUNBUFFERED="")
@@ -463,8 +465,11 @@ def test_a_stderr_on_a_full_disk_stops_nothing(run_elsewhere: Run, workers: str)
     assert process.status() == 0
 
 
-@pytest.mark.parametrize("closed", ["0<&- 1>&-", "0<&- 2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.untraced)])
+@pytest.mark.untraced
+@pytest.mark.parametrize(
+    ("workers", "closed"),
+    [("1", "0<&- 1>&-"), ("1", "0<&- 2>&-"), ("1", "1>&- 2>&-"), ("1", ALL), ("2", ALL)],
+)
 def test_started_without_standard_streams_it_serves_and_stops_with_status_0(
     run_elsewhere: Run, closed: str, workers: str
 ) -> None:
