@@ -84,6 +84,7 @@ def configure(settings: Settings) -> uvicorn.Config:
         ws_per_message_deflate=False,  # see docs/design.md
         lifespan="on",
         workers=settings.workers,
+        timeout_worker_healthcheck=15,  # seconds: on a busy machine a worker may take more than uvicorn's 5 to start
         proxy_headers=False,  # who is the client is decided by the connection, never by a header
         server_header=False,  # the upstream's `server` and `date` pass
         date_header=False,
