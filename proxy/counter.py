@@ -55,19 +55,20 @@ class Counter:
 
     def knows(self, downstream: Downstream, own: Own) -> bool:
         """Tell whether header or query bear a client's key, where one is asked for."""
-        try:
-            self._access.admit(downstream.headers, own.keys())
-        except Unauthorized:
-            return False
-        return True
+        return self._admitted(downstream, own) is not None
 
     def ready(self, downstream: Downstream, own: Own) -> bool:
         """Tell whether header and query say enough for a call: the client's key, and one for the upstream."""
-        try:
-            admitted, _ = self._access.admit(downstream.headers, own.keys())
-        except Unauthorized:
+        admitted = self._admitted(downstream, own)
+        if admitted is None:
             return False
         return self._access.signs or any(name in CREDENTIALS for name, _ in admitted + own.credentials())
+
+    def _admitted(self, downstream: Downstream, own: Own) -> Pairs | None:
+        try:
+            return self._access.admit(downstream.headers, own.keys())[0]
+        except Unauthorized:
+            return None
 
     def admit(self, exchange: Exchange, downstream: Downstream, own: Own, complaint: Failure | None) -> Pairs:
         """Return the fields of an admitted request. Raises `Forbidden`, and then the complaint about its body."""

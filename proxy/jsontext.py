@@ -66,7 +66,7 @@ def read(body: bytes) -> tuple[Members, BadRequest | None]:
         return {}, BadRequest(f"The body holds more than {MAX_VALUES} values")
     reader = Reader(text)
     try:
-        reader.read()
+        reader.read(most=MAX_MEMBERS)
     except json.JSONDecodeError as problem:
         where = f"line {problem.lineno} column {problem.colno}"
         return reader.members, BadRequest(f"The body is not a JSON object: {problem.msg} at {where}")
@@ -103,8 +103,8 @@ class Reader:
     complaint: str = ""
     _name: str = ""
 
-    def read(self) -> None:
-        """Read the members. Raises `json.JSONDecodeError` and `RecursionError`."""
+    def read(self, most: float = math.inf) -> None:
+        """Read the members, and complain of more than `most`. Raises `json.JSONDecodeError` and `RecursionError`."""
         decoder = json.JSONDecoder(
             object_pairs_hook=self._unique, parse_float=self._finite, parse_int=self._whole, parse_constant=self._finite
         )
@@ -112,8 +112,8 @@ class Reader:
         more, count = self.text[at : at + 1] != "}", 0
         while more:
             count += 1
-            if count > MAX_MEMBERS:
-                self.complain(f"it and those before it are more than {MAX_MEMBERS} members")
+            if count > most:
+                self.complain(f"it and those before it are more than {most} members")
                 return
             at = self._member(decoder, at)
             more = self.text[at : at + 1] == ","

@@ -53,7 +53,7 @@ class Outlet:
         room = max(0, self._most - len(self._waiting))
         self._waiting.extend(line.encode("utf-8", "backslashreplace") + b"\n" for line in lines[:room])
         self._refused += len(lines[room:])
-        if self._some.empty():
+        if lines and self._some.empty():
             self._some.put(None)
 
     def close(self, patience: float) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from proxy.codings import is_identity
 from proxy.counter import Counter, with_query
 from proxy.downstream import Downstream
 from proxy.errors import BadRequest, BodyTooLarge, Failure
@@ -62,9 +63,10 @@ class Objects:
         if not body and self._empty != "refused":
             return {}, None
         coding = downstream.fields.get(b"content-encoding", b"")
-        if not coding and len(body) <= READ_AT_ONCE:
+        plain = is_identity(coding)
+        if plain and len(body) <= READ_AT_ONCE:
             return read(body)
-        if coding and not self._counter.knows(downstream, own):
+        if not (plain or self._counter.knows(downstream, own)):
             limit = min(limit, MOST_OF_A_STRANGERS)
         return await self._counter.aside(len(body), partial(unfolded, body, coding, limit))
 

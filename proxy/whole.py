@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 
+from proxy.codings import is_identity
 from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Sink
 from proxy.guard import Budget
@@ -70,9 +71,9 @@ def expanded(content: bytes, coding: bytes, limit: int) -> bytes:
 
     Raises `BodyTooLarge` beyond `limit` bytes, and `BadRequest` where it is not what the coding says.
     """
-    coding = coding.strip().lower()
-    if coding in (b"", b"identity"):
+    if is_identity(coding):
         return content
+    coding = coding.strip().lower()
     if coding not in WINDOW:
         raise BadRequest("Content-Encoding: gzip or deflate is expected, or none")
     window = WINDOW[coding]

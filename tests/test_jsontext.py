@@ -299,6 +299,13 @@ def test_an_escape_is_found_behind_more_than_one_step_of_others() -> None:
     assert complaint_about(b'{"a":"%b\\ud83dx"}' % many.encode()) == f"a: {HALF}"
 
 
+def test_an_object_within_another_is_taken_apart_whole() -> None:
+    inner = "{" + ",".join(f'"k{number}":{number}' for number in range(3 * MAX_MEMBERS)) + "}"
+    members, complaint = read(f'{{"a":{inner}}}'.encode())
+    assert complaint is None
+    assert write(members_of(members["a"].text)) == inner
+
+
 @pytest.mark.parametrize("name", ["k", "k%d"])
 def test_more_members_than_anyone_means_are_not_read(name: str) -> None:
     names = [name.replace("%d", str(number)) for number in range(MAX_MEMBERS + 1)]

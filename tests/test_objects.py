@@ -455,6 +455,14 @@ async def test_a_stranger_is_not_unfolded_for_as_far_as_a_client_is(
 
 
 @one_way
+async def test_a_body_whose_coding_is_named_identity_is_as_one_without(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer())
+    plain = b'{"security_key": "%b", "a": "%b"}' % (KEY, b"x" * (9 * 2**20))
+    async with start(**SWAP) as proxy:
+        assert (await ask(proxy, post(b"/openai2", plain, (b"Content-Encoding", b"Identity")))).status == 200
+
+
+@one_way
 async def test_while_a_large_body_is_read_others_are_served_and_it_counts_as_held(
     start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Self
@@ -278,12 +278,11 @@ def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: so
     assert line.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.untraced)])
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.untraced), "2"])
-def test_a_second_order_to_stop_ends_it_at_once(
-    run: Run, listener: socket.socket, number: signal.Signals, workers: str
-) -> None:
-    process = run("--target", local_url(listener), PROXY_WORKERS=workers)
+@contextmanager
+def draining(
+    process: Process, listener: socket.socket, number: signal.Signals
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client and its upstream in the midst of a stream, when the order to stop has come."""
     with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
         client.sendall(request())
         there, _ = listener.accept()
@@ -293,9 +292,19 @@ def test_a_second_order_to_stop_ends_it_at_once(
             until(client, b"one\r\n")
             process.tell(number)
             assert any(refuses(process.port) for _ in polls()), "it still accepts"
-            process.tell(number)
-            assert process.status() == 0
-            assert rest(client) == b"", "it ended what broke"
+            yield client, there
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.untraced)])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.untraced), "2"])
+def test_a_second_order_to_stop_ends_it_at_once(
+    run: Run, listener: socket.socket, number: signal.Signals, workers: str
+) -> None:
+    process = run("--target", local_url(listener), PROXY_WORKERS=workers)
+    with draining(process, listener, number) as (client, _):
+        process.tell(number)
+        assert process.status() == 0
+        assert rest(client) == b"", "it ended what broke"
     assert "Traceback" not in process.errors
 
 
@@ -408,19 +417,11 @@ async def test_the_metrics_of_three_workers_add_up_to_what_was_sent(run: Run, up
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.untraced), "2"])
 def test_a_resized_terminal_is_no_second_order_to_stop(run: Run, listener: socket.socket, workers: str) -> None:
     process = run("--target", local_url(listener), PROXY_WORKERS=workers)
-    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
-        client.sendall(request())
-        there, _ = listener.accept()
-        with there:
-            until(there, b"\r\n\r\n")
-            there.sendall(HEAD + chunked(b"one"))
-            until(client, b"one\r\n")
-            process.tell(signal.SIGTERM)
-            assert any(refuses(process.port) for _ in polls()), "it still accepts"
-            process.tell(signal.SIGWINCH, all_of_it=True)
-            time.sleep(0.3)  # the supervisor looks ten times a second
-            there.sendall(chunked(b"two", b""))
-            assert rest(client) == chunked(b"two", b"")
+    with draining(process, listener, signal.SIGTERM) as (client, there):
+        process.tell(signal.SIGWINCH, all_of_it=True)
+        time.sleep(0.3)  # the supervisor looks ten times a second
+        there.sendall(chunked(b"two", b""))
+        assert rest(client) == chunked(b"two", b"")
     assert process.status() == 0
     assert process.news == []
 
