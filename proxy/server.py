@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__, native
@@ -71,10 +73,27 @@ def speaking(settings: Settings) -> Callable[..., asyncio.Protocol]:
     return partial(HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout)
 
 
+def application(settings: Settings) -> ASGIApp:
+    """Return the application of this process; that of a worker ends it when its supervisor is gone.
+
+    Nobody else would: it would hold the port, and its successor could not listen.
+    """
+    if settings.workers > 1 and (supervisor := multiprocessing.parent_process()) is not None:
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            loop.remove_reader(supervisor.sentinel)
+            log.warning("the supervisor is gone: this worker stops")
+            signal.raise_signal(signal.SIGTERM)
+
+        loop.add_reader(supervisor.sentinel, stop)
+    return relay_app(settings) if native.has_llhttp() else create_app(settings)
+
+
 def configure(settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for an application with these settings."""
     return uvicorn.Config(
-        partial(relay_app if native.has_llhttp() else create_app, settings),
+        partial(application, settings),
         factory=True,
         http=speaking(settings),  # type: ignore[arg-type]  # called as the class would be
         ws=WebSocketProtocol,

@@ -376,6 +376,24 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
     assert process.news == [line]
 
 
+def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(run: Run, listener: socket.socket) -> None:
+    process = run("--workers", "2", "--target", local_url(listener))
+    assert any(len(process.workers) == 2 for _ in polls())
+    workers = process.workers
+    try:
+        with draining(process, listener, signal.SIGKILL) as (client, there):
+            there.sendall(chunked(b"two", b""))
+            assert rest(client) == chunked(b"two", b"")
+        _, left = psutil.wait_procs(workers, PATIENCE)
+        assert not left
+    finally:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+    assert len(process.news) == 2
+    assert all(line.endswith(" WARNING the supervisor is gone: this worker stops") for line in process.news)
+
+
 @pytest.mark.untraced
 async def test_the_metrics_of_three_workers_add_up_to_what_was_sent(run: Run, upstream: Upstream) -> None:
     upstream.says(answer(headers=[(b"Content-Type", b"application/json")], body=USED))
