@@ -1,7 +1,9 @@
 """The operator's pages together, and the door before them: a bound on how often one may ask, and the ACCESS_TOKEN."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -10,12 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.board import boards
 from proxy.errors import Failure, Forbidden, MethodNotAllowed, RateLimited
 from proxy.fresh import Fresh
-from proxy.login import Login
+from proxy.login import Login, WrongToken
 from proxy.markup import ASSETS, ASSETS_AT, asset
 from proxy.metrics import CONTENT_TYPE
 from proxy.overview import InFlight, Overview
 from proxy.pages import Page, refusal
-from proxy.ratelimit import RateLimit
+from proxy.ratelimit import RateLimit, address
 from proxy.recall import Recall
 from proxy.runtime import Runtime
 from proxy.settings import Settings
@@ -23,9 +25,12 @@ from proxy.shell import HEADERS, Shell
 
 METHODS = ("GET", "HEAD", "POST")
 OFTEN, PROBES = 60, 1200  # requests a minute from one address
+SAID = 1  # lines of the log a minute about one that guesses
 UPSTREAM_LIFE = 10.0  # seconds
 COOKIE_PATHS = ("/log", "/log_errors", "/debug/runtime", "/metrics", "/health2")
 FOR_GOOD = {"cache-control": "public, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
+
+log = logging.getLogger("oxy")
 
 Render = Callable[[Request], Awaitable[Response]]
 AskUpstream = Callable[[], Awaitable[tuple[int, float]]]
@@ -47,7 +52,7 @@ def operator_pages(
     shell = Shell()
     login = Login(settings.access_token, COOKIE_PATHS) if settings.access_token else None
     log, errors = boards(recall, shell, Overview(recall, in_flight))
-    often = RateLimit(OFTEN)
+    often, said = RateLimit(OFTEN), RateLimit(SAID)
     pages: dict[bytes, Render] = {
         b"/log": log.page,
         b"/log/live": log.live,
@@ -56,20 +61,24 @@ def operator_pages(
         b"/debug/runtime": Runtime(settings, shell).page,
         b"/health2": upstream_health(ask_upstream),
     }
-    doors: dict[bytes, ASGIApp] = {path: Door(render, login, often, shell) for path, render in pages.items()}
+    doors: dict[bytes, ASGIApp] = {path: Door(render, login, often, said, shell) for path, render in pages.items()}
     # Prometheus may scrape often; but whoever guesses tokens is not to guess as often as he likes.
-    metrics = Door(exposed(exposition), login, RateLimit(PROBES), shell)
+    metrics = Door(exposed(exposition), login, RateLimit(PROBES), said, shell)
     files = {f"{ASSETS_AT}{name}".encode(): file(name) for name in ASSETS}
     return {**doors, b"/metrics": metrics, **files, **{f"{path}/".encode(): moved(path) for path in COOKIE_PATHS}}
 
 
 class Door:
-    """An ASGI endpoint for a page that only the operator may see. A stream counts once, when it begins."""
+    """An ASGI endpoint for a page that only the operator may see. A stream counts once, when it begins.
 
-    def __init__(self, render: Render, login: Login | None, limit: RateLimit, shell: Shell) -> None:
+    `limit` is how often an address may ask, `said` how often the log says of one that it showed a wrong token.
+    """
+
+    def __init__(self, render: Render, login: Login | None, limit: RateLimit, said: RateLimit, shell: Shell) -> None:
         self._render = render
         self._login = login
         self._limit = limit
+        self._said = said
         self._shell = shell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +88,8 @@ class Door:
             self._limit.count(scope)
             response = await self._answer(request)
         except Failure as failure:
+            if isinstance(failure, WrongToken):
+                self._say_so(scope)
             response = self._refuse(request, failure)
         response.headers.update(HEADERS)
         await response(scope, receive, send)
@@ -89,6 +100,11 @@ class Door:
         if request.method not in METHODS:
             raise MethodNotAllowed("This page is only to be read", allow=", ".join(METHODS))
         return await self._login.check(request) or await self._render(request)
+
+    def _say_so(self, scope: Scope) -> None:
+        with suppress(RateLimited):
+            self._said.count(scope)
+            log.warning("a wrong ACCESS_TOKEN came from %s; said once a minute", address(scope))
 
     def _refuse(self, request: Request, failure: Failure) -> Response:
         """Return a refusal: JSON, or for a browser a page, with the form for the token where that is what lacks."""

@@ -20,6 +20,10 @@ LIFE = 7 * 24 * 3600  # seconds
 MOST_OF_A_FORM = 4096  # bytes
 
 
+class WrongToken(Forbidden):
+    """A token was shown that is not the ACCESS_TOKEN."""
+
+
 class Login:
     """Checks the token. `paths` are where the cookie is sent to, so that it does not go upstream with a request."""
 
@@ -30,7 +34,7 @@ class Login:
     async def check(self, request: Request) -> Response | None:
         """Return None if the request may pass; a redirection if it brings the token in a form or a query.
 
-        Raises `Forbidden` if it may not.
+        Raises `Forbidden` if it may not, `WrongToken` if it seems to be a guess.
         """
         query = request.scope["query_string"].decode("latin-1")
         if request.method == "POST":
@@ -38,13 +42,15 @@ class Login:
         if (token := request.query_params.get(FIELD)) is not None:
             pieces = query.split("&")
             return self._let_in(request, token, "&".join(each for each in pieces if _name(each) != FIELD))
-        if not (self._is_cookie(request.cookies.get(COOKIE, "")) or self._is_token(_borne(request))):
+        if self._is_cookie(request.cookies.get(COOKIE, "")):
+            return None
+        if not (borne := _borne(request)):
             raise Forbidden("This page wants the ACCESS_TOKEN of the proxy")
+        self._expect_token(borne)
         return None
 
     def _let_in(self, request: Request, token: str, query: str) -> Response:
-        if not self._is_token(token):
-            raise Forbidden("This is not the ACCESS_TOKEN of the proxy")
+        self._expect_token(token)
         # Where it leads is the page that was asked for, and not for a link or a Host field to say.
         page = request.scope["raw_path"].decode("latin-1")
         response = RedirectResponse(f"{page}?{query}" if query else page, 303)
@@ -55,8 +61,9 @@ class Login:
             response.set_cookie(COOKIE, value, LIFE, path=path, secure=secure, httponly=True, samesite="strict")
         return response
 
-    def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
+    def _expect_token(self, given: str) -> None:
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token):
+            raise WrongToken("This is not the ACCESS_TOKEN of the proxy")
 
     def _is_cookie(self, given: str) -> bool:
         end = given.partition(".")[0]

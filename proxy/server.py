@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__, native
@@ -73,21 +72,23 @@ def speaking(settings: Settings) -> Callable[..., asyncio.Protocol]:
     return partial(HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout)
 
 
-def application(settings: Settings) -> ASGIApp:
-    """Return the application of this process; that of a worker ends it when its supervisor is gone.
-
-    Nobody else would: it would hold the port, and its successor could not listen.
-    """
+def application(settings: Settings) -> Any:
+    """Return what a process serves. Called in its loop."""
     if settings.workers > 1 and (supervisor := multiprocessing.parent_process()) is not None:
-        loop = asyncio.get_running_loop()
-
-        def stop() -> None:
-            loop.remove_reader(supervisor.sentinel)
-            log.warning("the supervisor is gone: this worker stops")
-            signal.raise_signal(signal.SIGTERM)
-
-        loop.add_reader(supervisor.sentinel, stop)
+        end_with(supervisor.sentinel)
     return relay_app(settings) if native.has_llhttp() else create_app(settings)
+
+
+def end_with(supervisor: int) -> None:
+    """Stop when this descriptor says that the supervisor is gone: a worker that stayed would hold the port for ever."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        loop.remove_reader(supervisor)
+        log.warning("the supervisor is gone: this worker stops")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(supervisor, stop)
 
 
 def configure(settings: Settings) -> uvicorn.Config:

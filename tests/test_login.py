@@ -77,7 +77,7 @@ async def test_a_bearer_token_opens(login: Login, header: str) -> None:
     ],
 )
 async def test_nothing_else_does(login: Login, headers: list[PAIR]) -> None:
-    with pytest.raises(Forbidden, match="wants the ACCESS_TOKEN"):
+    with pytest.raises(Forbidden, match="the ACCESS_TOKEN of the proxy"):
         await login.check(request(*headers))
 
 

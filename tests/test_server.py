@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Self
 
 import psutil
@@ -26,7 +27,7 @@ import pytest
 
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
-from proxy.server import CannotListen, OnlyNews, announce, configure, listen, local_url, to_stderr
+from proxy.server import CannotListen, OnlyNews, announce, application, configure, listen, local_url, to_stderr
 from proxy.settings import Settings
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
@@ -376,6 +377,7 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
     assert process.news == [line]
 
 
+@pytest.mark.untraced
 def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(run: Run, listener: socket.socket) -> None:
     process = run("--workers", "2", "--target", local_url(listener))
     assert any(len(process.workers) == 2 for _ in polls())
@@ -392,6 +394,22 @@ def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(run: 
                 worker.kill()
     assert len(process.news) == 2
     assert all(line.endswith(" WARNING the supervisor is gone: this worker stops") for line in process.news)
+
+
+async def test_a_worker_is_told_to_stop_once_when_its_supervisor_is_gone(
+    settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[signal.Signals] = []
+    ends, its = os.pipe()
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(sentinel=ends))
+    monkeypatch.setattr("signal.raise_signal", orders.append)
+    assert callable(application(settings_of(PROXY_WORKERS="2")))
+    await asyncio.sleep(0.05)
+    assert orders == []
+    os.close(its)
+    await asyncio.sleep(0.05)
+    assert orders == [signal.SIGTERM]
+    os.close(ends)
 
 
 @pytest.mark.untraced

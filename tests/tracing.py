@@ -5,8 +5,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pkgutil import walk_packages
+from typing import Any
 
 import pytest
 
@@ -63,8 +65,12 @@ def untraced() -> Iterator[None]:
 
 def _forget() -> None:
     # A result that is remembered from here would spare a test that is traced the lines that found it.
-    for name, module in list(sys.modules.items()):
-        if name.startswith("proxy."):
-            for thing in vars(module).values():
-                if hasattr(thing, "cache_clear"):
-                    thing.cache_clear()
+    for function in _remembering():
+        function.cache_clear()
+
+
+@cache
+def _remembering() -> list[Any]:
+    """Return what remembers results in all rooms; to look for it takes longer than most tests."""
+    rooms = [module for name, module in sys.modules.items() if name.startswith("proxy.")]
+    return [thing for room in rooms for thing in vars(room).values() if hasattr(thing, "cache_clear")]
