@@ -335,6 +335,7 @@ def test_while_it_drains_it_says_so_to_those_who_are_connected(run: Run, listene
     assert process.news == []
 
 
+@pytest.mark.untraced
 def test_an_order_to_stop_that_comes_before_the_server_is_up_is_obeyed(run: Run) -> None:
     process = run()
     process.tell(signal.SIGTERM)
@@ -342,6 +343,7 @@ def test_an_order_to_stop_that_comes_before_the_server_is_up_is_obeyed(run: Run)
     assert process.news == []
 
 
+@pytest.mark.untraced
 def test_two_workers_both_answer_and_stop_with_status_0(run: Run) -> None:
     process = run("--workers", "2", "--target", NOBODY, **SWAP)
     assert any(len(process.workers) == 2 for _ in polls())
@@ -450,7 +452,8 @@ async def test_the_metrics_of_three_workers_add_up_to_what_was_sent(run: Run, up
     assert process.status() == 0
 
 
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.untraced), "2"])
+@pytest.mark.untraced
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_resized_terminal_is_no_second_order_to_stop(run: Run, listener: socket.socket, workers: str) -> None:
     process = run("--target", local_url(listener), PROXY_WORKERS=workers)
     with draining(process, listener, signal.SIGTERM) as (client, there):
@@ -476,7 +479,8 @@ def test_ctrl_c_stops_two_workers_in_silence(run: Run) -> None:
 ALL = "0<&- 1>&- 2>&-"
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.untraced)])
+@pytest.mark.untraced
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_stderr_that_nobody_reads_stops_nothing(
     run_elsewhere: Run, listener: socket.socket, unread: Path, workers: str
 ) -> None:
@@ -494,7 +498,8 @@ def test_a_stderr_that_nobody_reads_stops_nothing(
     assert process.status() == 0
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.untraced)])
+@pytest.mark.untraced
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_stderr_on_a_full_disk_stops_nothing(run_elsewhere: Run, workers: str) -> None:
     # A Python that is told not to buffer keeps nothing that it could stumble over at its end.
     process = run_elsewhere("2>/dev/full", "--target", NOBODY, "--workers", workers, PYTHONUNBUFFERED="")
@@ -502,11 +507,12 @@ def test_a_stderr_on_a_full_disk_stops_nothing(run_elsewhere: Run, workers: str)
     assert process.status() == 0
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("workers", "closed"),
     [
         *(("1", closed) for closed in ("0<&- 1>&-", "0<&- 2>&-", "1>&- 2>&-", ALL)),
-        pytest.param("2", ALL, marks=pytest.mark.untraced),
+        ("2", ALL),
     ],
 )
 def test_started_without_standard_streams_it_serves_and_stops_with_status_0(
@@ -517,6 +523,7 @@ def test_started_without_standard_streams_it_serves_and_stops_with_status_0(
     assert process.status() == 0
 
 
+@pytest.mark.untraced
 def test_what_it_wrote_before_the_end_is_all_there_and_in_order(run: Run) -> None:
     process = run("--target", NOBODY, "--workers", "2")
     process.tell(signal.SIGTERM)
