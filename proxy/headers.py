@@ -22,6 +22,7 @@ HOP_BY_HOP = frozenset(
 )
 # `Host` is set anew from the target; the server answers `Expect` itself; `X-API-Key` is for this proxy alone.
 END_HERE = HOP_BY_HOP | {b"expect", b"host", b"x-api-key"}
+OPERATOR_COOKIE = b"oxy_access"  # it opens the operator's pages (see `login`), and ends here
 CLIENT_ADDRESS = frozenset((b"forwarded", b"x-real-ip"))
 CLIENT_ADDRESS_PREFIX = b"x-forwarded-"
 
@@ -118,6 +119,18 @@ def inbound(pairs: Pairs) -> Pairs:
             kept = _less(kept, _named(value))
         elif name == b"transfer-encoding":
             kept = _less(kept, FRAMING)
+    return kept
+
+
+def without_cookie(pairs: Pairs, cookie: bytes) -> Pairs:
+    """Return the fields less the cookie of that name; the others stay as they are (RFC 6265 4.2.1)."""
+    kept = []
+    for name, value in pairs:
+        if name == b"cookie" and value.find(cookie) >= 0:
+            value = b";".join(each for each in value.split(b";") if each.partition(b"=")[0].strip() != cookie).strip()
+            if not value:
+                continue
+        kept.append((name, value))
     return kept
 
 

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from proxy.errors import BodyTooLarge, Forbidden
+from proxy.headers import OPERATOR_COOKIE
 
-COOKIE = "oxy_access"
+COOKIE = OPERATOR_COOKIE.decode()
 FIELD = "access_token"
 LIFE = 7 * 24 * 3600  # seconds
 MOST_OF_A_FORM = 4096  # bytes
@@ -25,7 +26,10 @@ class WrongToken(Forbidden):
 
 
 class Login:
-    """Checks the token. `paths` are where the cookie is sent to, so that it does not go upstream with a request."""
+    """Checks the token. `paths` are where the cookie is sent to, and what is below them.
+
+    That is relayed, without the cookie.
+    """
 
     def __init__(self, token: str, paths: tuple[str, ...]) -> None:
         self._token = token.encode()

@@ -7,7 +7,16 @@ from proxy.downstream import Downstream
 from proxy.endpoints import Endpoints
 from proxy.errors import NotFound, Pairs
 from proxy.exchange import Call, Exchange, Request
-from proxy.headers import CLIENT_ADDRESS, CLIENT_ADDRESS_PREFIX, END_HERE, Crossing, append_forwarded_for, outbound
+from proxy.headers import (
+    CLIENT_ADDRESS,
+    CLIENT_ADDRESS_PREFIX,
+    END_HERE,
+    OPERATOR_COOKIE,
+    Crossing,
+    append_forwarded_for,
+    outbound,
+    without_cookie,
+)
 from proxy.settings import Settings
 
 ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
@@ -56,6 +65,8 @@ class Relay:
     def cleaned(self, admitted: Pairs, downstream: Request) -> Pairs:
         """Return what of an admitted request's fields goes on."""
         headers = outbound(admitted, downstream.fields, self._crossing)
+        if b"cookie" in downstream.fields:
+            headers = without_cookie(headers, OPERATOR_COOKIE)
         if self._append and downstream.client_address:
             headers = append_forwarded_for(headers, downstream.client_address)
         return headers

@@ -6,7 +6,17 @@ import pytest
 
 from proxy import headers
 from proxy.errors import Pairs
-from proxy.headers import END_HERE, MOST_NAMES, Crossing, append_forwarded_for, first, in_lower_case, inbound, outbound
+from proxy.headers import (
+    END_HERE,
+    MOST_NAMES,
+    Crossing,
+    append_forwarded_for,
+    first,
+    in_lower_case,
+    inbound,
+    outbound,
+    without_cookie,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +65,23 @@ def test_what_of_a_request_goes_on(said: Pairs, heard: Pairs) -> None:
 )
 def test_what_of_an_answer_goes_back(said: Pairs, heard: Pairs) -> None:
     assert inbound(said) == heard
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ([b"key=1"], []),
+        ([b"a=1; key=1; b=2", b"c=3"], [b"a=1; b=2", b"c=3"]),
+        ([b" key =1;a=1"], [b"a=1"]),
+        ([b"a=1;key=1"], [b"a=1"]),
+        ([b"key=1; key=2"], []),
+        ([b"monkey=1;  keys=2; k=key=3; key"], [b"monkey=1;  keys=2; k=key=3"]),
+        ([b"a=\xe4 ; b"], [b"a=\xe4 ; b"]),
+    ],
+)
+def test_one_cookie_is_taken_out_of_those_that_come(said: list[bytes], heard: list[bytes]) -> None:
+    around = [(b"x", b"key=1"), *((b"cookie", value) for value in said), (b"y", b"")]
+    assert without_cookie(around, b"key") == [(b"x", b"key=1"), *((b"cookie", value) for value in heard), (b"y", b"")]
 
 
 def test_neither_direction_changes_what_it_was_given() -> None:

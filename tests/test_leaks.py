@@ -9,6 +9,7 @@ import pytest
 from proxy.upstream import Upstream as FarBank
 from tests import test_faults
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, SettingsOf, Start
+from tests.desk import TOKEN
 from tests.peers import Upstream, answer, chunked, request
 from tests.test_faults import Play
 
@@ -105,6 +106,24 @@ async def test_a_redirect_is_handed_to_the_client_and_not_followed(play: Play, u
             back = await client.hear()
         assert (back.status, back.get(b"location")) == (status, there)
         assert (elsewhere.accepted, len(upstream.heard)) == (0, 1)
+
+
+@pytest.mark.parametrize("settings", [{}, SWAP], ids=["transparent", "swap"])
+async def test_the_operators_cookie_ends_here_and_no_other_does(
+    start: Start, upstream: Upstream, settings: dict[str, str]
+) -> None:
+    upstream.says(answer())
+    async with start(ACCESS_TOKEN=TOKEN, **settings) as proxy:
+        client = await proxy.connect()
+        await client.say(request("GET", b"/log?access_token=" + TOKEN.encode(), [(b"Accept", b"text/html")]))
+        ours = (await client.hear()).all(b"set-cookie")[0].partition(b";")[0]
+        for sent, target in ((ours, b"/log/below"), (b"a=1; " + ours + b"; b=2", b"/metrics/below")):
+            await client.say(request("GET", target, [SHOWN, (b"Cookie", sent), (b"Cookie", b"c=3")]))
+            assert (await client.hear()).status == 200
+        asked = b'{"model": "m", "messages": [{"role": "user", "content": "?"}]}'
+        await client.say(request("POST", b"/openai", [SHOWN, (b"Cookie", ours)], body=asked))
+        await client.hear()
+    assert [each.all(b"cookie") for each in upstream.heard] == [[b"c=3"], [b"a=1; b=2", b"c=3"], []]
 
 
 async def test_neither_log_nor_traceback_nor_answer_of_a_fault_of_ours_has_a_key(
