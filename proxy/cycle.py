@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp, Message, Scope
 
 from proxy.errors import Failure, Pairs
-from proxy.exchange import new_id
+from proxy.exchange import Exchange, new_id
 from proxy.headers import NO_BODY, first, has_any
 
 LAST_CHUNK = b"0\r\n\r\n"
@@ -32,14 +32,17 @@ LINGER = 2.0  # seconds for it to hang up then
 log = logging.getLogger("oxy")
 
 
-def refusal(failure: Failure) -> bytes:
-    """Return a whole answer that refuses what cannot be taken; the connection is to close behind it."""
-    request_id = new_id()
-    body = failure.body(request_id=request_id, incoming_id=None)
+def refusal(failure: Failure, exchange: Exchange | None = None) -> bytes:
+    """Return a whole answer that refuses what cannot be taken; the connection is to close behind it.
+
+    Where it ends an exchange that has begun, it has the ids of that one.
+    """
+    refused = exchange or Exchange(id=new_id(), method="", path="")
+    body = failure.body(request_id=refused.id, incoming_id=refused.incoming_id)
     fields = (
         b"content-type: application/json",
         b"content-length: %d" % len(body),
-        b"x-proxy-request-id: %b" % request_id.encode(),
+        *map(COLON.join, refused.ids),
         b"connection: close",
         *map(COLON.join, failure.headers),
     )
@@ -70,7 +73,8 @@ class Cycle:
     """One request and its answer. `last` says that no other follows on this connection.
 
     `more` is true until the request is whole, `dropped` once something of it has come to nobody. `started` turns true
-    with the answer's head; `until_close` where nothing but the connection's end will end it.
+    with the answer's head; `until_close` where nothing but the connection's end will end it. `exchange` is what the
+    application says that it is, and `refused` what the server has answered in its place.
     """
 
     __slots__ = (
@@ -88,8 +92,10 @@ class Cycle:
         "_to_head",
         "_waiter",
         "dropped",
+        "exchange",
         "last",
         "more",
+        "refused",
         "started",
         "until_close",
     )
@@ -100,6 +106,8 @@ class Cycle:
         self.dropped = False
         self.started = False
         self.until_close = False
+        self.exchange: Exchange | None = None
+        self.refused: Failure | None = None
         self._line = line
         self._to_head = scope["method"] == "HEAD"
         self._chunks_allowed = scope["http_version"] == "1.1"

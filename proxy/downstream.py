@@ -26,6 +26,13 @@ class Tap(Protocol):
     def hear(self, piece: bytes) -> None: ...
 
 
+class Cycle(Sink, Protocol):
+    """The request and its answer on that connection; what the server says in our place has the ids of `exchange`."""
+
+    exchange: Exchange | None
+    refused: Failure | None
+
+
 class Line(Protocol):
     """The client's connection, as far as an exchange knows it."""
 
@@ -39,7 +46,7 @@ class Downstream:
         self._scope = scope
         self._send = send
         self._line: Line = scope["line"]
-        self._sink: Sink = scope["sink"]
+        self._sink: Cycle = scope["sink"]
         self.method: str = scope["method"]
         self.headers: Pairs = scope["headers"]  # names in lower case
         self.fields: Fields = scope["fields"]
@@ -74,6 +81,15 @@ class Downstream:
     def gone(self) -> bool:
         """Whether the client has hung up."""
         return self._line.gone
+
+    @property
+    def refused(self) -> Failure | None:
+        """What the server has answered in our place."""
+        return self._sink.refused
+
+    def bears(self, exchange: Exchange) -> None:
+        """Let the server know which exchange this is."""
+        self._sink.exchange = exchange
 
     async def relay(self, exchange: Exchange, answer: Answer, tap: Tap) -> None:
         """Pass on the answer: its head, then what comes as it comes, then what came with its end; the tap hears it."""

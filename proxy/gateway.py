@@ -64,6 +64,7 @@ class Gateway:
         """Take one request to the upstream and its answer back. Every failure meets here."""
         downstream = Downstream(scope, receive, send)
         exchange = meet(downstream, self._name)
+        downstream.bears(exchange)
         self._traffic.enter()
         try:
             self._guard.check()  # before a body is read for nothing
@@ -79,7 +80,10 @@ class Gateway:
             note(exchange, failure, started=downstream.started)
             await downstream.refuse(exchange, failure)
         except asyncio.CancelledError:
-            note(exchange, CUT_OFF if not downstream.gone else GONE, started=downstream.started)
+            failure = downstream.refused or (GONE if downstream.gone else CUT_OFF)
+            note(exchange, failure, started=downstream.started)
+            if downstream.refused is not None:
+                exchange.bytes_out = len(failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id))
             if not downstream.gone:  # then it is the server that stops, and that has to know
                 raise
         finally:

@@ -12,7 +12,7 @@ from typing import Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.errors import BadRequest, Failure
-from proxy.exchange import new_id
+from proxy.exchange import Exchange, new_id
 from proxy.headers import by_name
 from proxy.request import examine, measure, origin_form
 
@@ -115,6 +115,8 @@ class Line:
 
     def __init__(self, receive: Receive, send: Send, *, has_body: bool, beneath: Stopping | None) -> None:
         self.gone = False
+        self.exchange: Exchange | None = None
+        self.refused: Failure | None = None  # this server says nothing by itself
         self._beneath = beneath
         self._receive = receive
         self._send = send

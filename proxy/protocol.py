@@ -370,15 +370,19 @@ class HttpProtocol(asyncio.Protocol):
     def _break_off(self, cycle: Cycle, failure: Failure) -> None:
         """End an answer so that its client sees that it is not whole (RFC 9112 8), or say why there is none."""
         if not cycle.started:
-            self._refuse(failure)
+            self._refuse(failure, cycle)
         elif cycle.until_close:
             reset(self._transport)  # its end would be taken for that of the answer
         else:
             self._close()
 
-    def _refuse(self, failure: Failure) -> None:
-        """Answer what cannot be taken, and close."""
-        self.write(refusal(failure))
+    def _refuse(self, failure: Failure, cycle: Cycle | None = None) -> None:
+        """Answer what cannot be taken, or a cycle in its application's place, and close."""
+        if cycle is None:
+            self.write(refusal(failure))
+        else:
+            cycle.refused = failure
+            self.write(refusal(failure, cycle.exchange))
         self._part()
 
     def _close(self) -> None:
@@ -430,7 +434,7 @@ class HttpProtocol(asyncio.Protocol):
         elif cycle.started:
             reset(self._transport)
         else:
-            self._refuse(RequestTimeout("The body of the request does not go on"))
+            self._refuse(RequestTimeout("The body of the request does not go on"), cycle)
 
 
 def new_parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:

@@ -287,6 +287,40 @@ async def test_the_bytes_of_a_refusal_are_counted(start: Start, upstream: Upstre
     assert (entry["bytes_out"] > 0) == (method == "POST")
 
 
+UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: h\r\nX-API-Key: %b\r\nX-Request-Id: mine\r\n" % CLIENT_KEY.encode()
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize(
+    ("sent", "then", "settings", "status"),
+    [
+        (b"Content-Length: 9\r\n\r\nstalls", b"", {"PROXY_CLIENT_TIMEOUT_MS": "100"}, 408),
+        (b"Content-Length: 900000\r\n\r\nstalls", b"", {"PROXY_CLIENT_TIMEOUT_MS": "100"}, 408),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nwhole\r\n", b"no chunk\r\n", {}, 400),
+    ],
+    ids=["short", "long", "malformed"],
+)
+async def test_a_refusal_that_the_server_itself_says_is_the_one_in_the_ledger(
+    start: Start, upstream: Upstream, history: Path, sent: bytes, then: bytes, settings: dict[str, str], status: int
+) -> None:
+    async def play(client: Peer, upstream: Upstream) -> None:
+        await client.say(UPLOAD + sent)
+        if then:
+            await (await upstream.accept()).until(b"whole")
+        await client.say(then)
+        heard.append(await client.hear())
+
+    heard: list[Heard] = []
+    entry = await told_of(start, history, play, upstream, **settings)
+    (back,) = heard
+    error = json.loads(back.body)["error"]
+    assert (back.status, entry["status"], entry["result"]) == (status, status, "validation_error")
+    assert entry["failure"] == error["message"]
+    assert entry["id"] == error["requestId"] == (back.get(b"x-proxy-request-id") or b"").decode()
+    assert entry["incoming_id"] == error["incomingRequestId"] == (back.get(b"x-incoming-request-id") or b"").decode()
+    assert (entry["bytes_out"], entry["cancelled"]) == (len(back.body), False)
+
+
 LATE = 0.1  # seconds
 
 
