@@ -20,6 +20,12 @@ OPTIONS = {
     "tls-key": ("PROXY_TLS_KEY", "its key, a PEM file without a password"),
     "workers": ("PROXY_WORKERS", "how many processes share the work (default 1)"),
 }
+# What is set for another upstream is none of the demo's.
+OF_AN_UPSTREAM = (
+    *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION", "PROXY_AZURE", "PROXY_AZURE_DEPLOYMENTS"),
+    *("PROXY_UPSTREAM_AUTH", "PROXY_ENTRA_SCOPE", "PROXY_UPSTREAM_CA", "OXY_HTTP2"),
+    *("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,6 +115,7 @@ def demo() -> dict[str, str]:
     from proxy.demo import CLIENT_KEY, UPSTREAM_KEY, start_demo  # not loaded by those who do not ask for it
 
     return {
+        **dict.fromkeys(OF_AN_UPSTREAM, ""),
         "OXY_TARGET": start_demo(),
         "OPENAI_API_KEY": UPSTREAM_KEY,
         "PROXY_X_API_KEY": CLIENT_KEY,

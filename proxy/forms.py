@@ -7,6 +7,7 @@ from proxy.exchange import Body, Call, Exchange
 from proxy.own import NAMES, split_query
 from proxy.rewrites.transcriptions import Form
 from proxy.spool import Resumed, Spool
+from proxy.usage import model_of
 from proxy.values import MEGABYTE
 from proxy.whole import too_large
 
@@ -47,6 +48,7 @@ class Forms:
             own.add(name, value)
         for name in rewritten.form.repeated:
             own.add(name, rewritten.form.own[name])
+        exchange.model = model_of(rewritten.form.model)
         return self._counter.call(
             exchange,
             downstream,

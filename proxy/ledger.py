@@ -125,7 +125,8 @@ class Ledger:
         """Let the exchange know what was said in its answer; what was heard of it is let go."""
         exchange.heard = None
         try:
-            exchange.usage, exchange.model = heard.told()
+            exchange.usage, model = heard.told()
+            exchange.model = model or exchange.model  # which one was asked for, where a route has read it
         except Exception:
             self._complain("usage")
 

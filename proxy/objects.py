@@ -11,6 +11,7 @@ from proxy.exchange import Call, Exchange
 from proxy.jsontext import Members, read, write
 from proxy.own import NAMES, Own, split_query
 from proxy.rewrites import responses
+from proxy.usage import model_of
 from proxy.values import MEGABYTE
 from proxy.whole import Whole, expanded, read_whole
 
@@ -48,6 +49,8 @@ class Objects:
                 own.add(name, found.value)
         admitted = self._counter.admit(exchange, downstream, own, complaint)
         members = self._rewrite(members)
+        if (model := members.get("model")) is not None:
+            exchange.model = model_of(model.value)
         body = None if self._empty == "nothing" and not members else Whole(write(members).encode())
         target = with_query(self._target or responses.target(downstream.path), query)
         call = self._counter.call(exchange, downstream, own, admitted, target=target, body=body, content_type=JSON)

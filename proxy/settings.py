@@ -306,13 +306,18 @@ class Reader:
         return found
 
     def notes(self) -> Iterator[str]:
-        """Yield names in the files that look like ours and are not: a mistyped key must not pass in silence."""
-        for file, given in self._files.items():
+        """Yield names that look like ours and are not: a mistyped key must not pass in silence.
+
+        In the environment there are other programs' too, so that only those count that are nearly one of ours.
+        """
+        for place, given in (("environment", self._layers[0]), *self._files.items()):
             for name in given:
                 if name.startswith(OUR_PREFIXES) and name not in self.names:
-                    close = difflib.get_close_matches(name, self.names, n=1)
+                    near = 0.6 if place in FILES else 0.9
+                    close = difflib.get_close_matches(name, self.names, n=1, cutoff=near)
                     hint = f"; did you mean {close[0]}?" if close else ""
-                    yield f"{file}: {name} is not a setting{hint}"
+                    if hint or place in FILES:
+                        yield f"{place}: {name} is not a setting{hint}"
 
     def _read(self, path: Path) -> Mapping[str, str]:
         try:

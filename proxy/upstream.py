@@ -9,8 +9,10 @@ import os
 import random
 import re
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -110,7 +112,8 @@ class Upstream:
                 reason, pause = f"status {answer.status}", asked_for(answer.headers) or backoff(exchange.retries)
                 await answer.close()
             exchange.retries += 1
-            log.info("exchange %s (%s) retries in %.1f s after %s", exchange.id, exchange.route, pause, reason)
+            attempt = f"attempt {exchange.retries + 1} of {RETRIES + 1}"
+            log.info("exchange %s (%s): %s in %.1f s after %s", exchange.id, exchange.route, attempt, pause, reason)
             await asyncio.sleep(pause)
             if isinstance(call.body, Whole):
                 call.body = call.body.again()
@@ -169,12 +172,25 @@ def worth_another(answer: Answer) -> bool:
 
 
 def asked_for(headers: Pairs) -> float | None:
-    """Return the pause, in seconds, that an answer asks for in numbers; None for none, or for one beyond reason."""
+    """Return the pause, in seconds, that an answer asks for; None for none, or for one beyond reason.
+
+    It may be a number or, in `Retry-After`, a date (RFC 9110 10.2.3).
+    """
     for name, unit in ((b"retry-after-ms", 0.001), (b"retry-after", 1.0)):
         given = first(headers, name) or b""
-        if re.fullmatch(rb"\d{1,6}(\.\d{1,6})?", given) and 0 < (pause := float(given) * unit) <= LONGEST_PAUSE:
+        number = re.fullmatch(rb"\d{1,6}(\.\d{1,6})?", given)
+        pause = float(given) * unit if number else until(given)
+        if 0 < pause <= LONGEST_PAUSE:
             return pause
     return None
+
+
+def until(date: bytes) -> float:
+    """Return the seconds until a date of HTTP, 0 for what is none."""
+    try:
+        return parsedate_to_datetime(date.decode("ascii")).timestamp() - time.time()
+    except ValueError:
+        return 0.0
 
 
 def backoff(retries: int) -> float:

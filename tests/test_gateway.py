@@ -184,6 +184,12 @@ async def silent_in_the_midst(client: Peer, upstream: Upstream) -> None:
     await client.rest()
 
 
+ASKED = b'{"model": "err-429", "messages": [{"role": "user", "content": "?"}]}'
+FORM = [(b"X-API-Key", CLIENT_KEY.encode()), (b"Content-Type", b"multipart/form-data; boundary=b")]
+FORM_BODY = (
+    b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-9\r\n'
+    b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--b--\r\n'
+)
 SOON = {"OPENAI_PROXY_UPSTREAM_TIMEOUT_MS": "100"}
 GOOD = {"result": "success", "status": 200, "route": "relay", "method": "POST", "path": "/v1/chat/completions"}
 TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
@@ -238,6 +244,21 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
             **{"timeout": 900.0, "timeout_source": "clamped", "route": "openai2", "incoming_id": "mine"},
             **{"model": "o3", "tokens": {"input": 5}},
         },
+    ),
+    "a model that was asked for and is not named in the answer": (
+        saying(request("POST", b"/openai", [(b"X-API-Key", CLIENT_KEY.encode())], ASKED), answer(429, JSON)),
+        {},
+        {"status": 429, "route": "openai", "model": "err-429"},
+    ),
+    "a model that answers for another": (
+        saying(request("POST", b"/openai", [(b"X-API-Key", CLIENT_KEY.encode())], ASKED), answer(200, JSON, USED)),
+        {},
+        {"status": 200, "route": "openai", "model": "gpt-4o"},
+    ),
+    "the model of a form": (
+        saying(request("POST", b"/openai/audio/transcriptions", FORM, FORM_BODY), answer(200, JSON, b'{"text": "a"}')),
+        {},
+        {"status": 200, "route": "transcriptions", "model": "whisper-9"},
     ),
     "nobody there": (
         saying(CHAT),

@@ -85,6 +85,26 @@ def test_own_parts_are_taken_out_and_defaults_added(said: list[bytes], heard: li
 
 
 @pytest.mark.parametrize(
+    ("said", "model"),
+    [
+        ([field("model", b"m"), FILE], "m"),
+        ([FILE, CLOSE], "whisper-1"),
+        ([FILE], None),
+        ([field("model", b"m\xff"), field("model", b"n")], "m\ufffd"),
+        ([field("model", b"m" * 3000)], "m" * 1024),
+        ([field("model", b""), FILE, CLOSE], None),
+    ],
+)
+@pytest.mark.parametrize("cut", [1, 100_000])
+def test_the_model_is_known_as_soon_as_it_is_said(said: list[bytes], model: str | None, cut: int) -> None:
+    form = Form(CONTENT_TYPE, OWN)
+    text = b"".join(said)
+    for start in range(0, len(text), cut):
+        form.feed(text[start : start + cut])
+    assert form.model == model
+
+
+@pytest.mark.parametrize(
     "head",
     [
         b'Content-Disposition: form-data; name="file"; filename="a%22b \xc3\xa9.wav"\r\nContent-Type: audio/x-wav',

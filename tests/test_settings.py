@@ -395,6 +395,13 @@ def test_a_mistyped_name_in_a_file_is_noted_with_the_likely_one(tmp_path: Path) 
     )
 
 
+def test_a_name_in_the_environment_is_noted_if_it_is_nearly_one_of_ours(tmp_path: Path) -> None:
+    others = {"PROXY_URL": "1", "PROXY_USER": "1", "OXY_QQQ": "1", "OPENAI_API_KEYS": "1", "PROXY": "1"}
+    assert load({"PROXY_X_API_KYE": SECRET, **others}, tmp_path).notes == (
+        "environment: PROXY_X_API_KYE is not a setting; did you mean PROXY_X_API_KEY?",
+    )
+
+
 # ---- settings that are each fine alone
 
 

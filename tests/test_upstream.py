@@ -2,8 +2,11 @@
 
 import json
 import logging
+import re
 import socket
 import ssl
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import httpx
@@ -274,8 +277,11 @@ async def test_a_safe_call_goes_out_up_to_twice_more_as_it_was(
     assert [(other.start, other.headers, other.body) for other in others] == 2 * [
         (first.start, first.headers, first.body)
     ]
-    retries = [record.getMessage() for record in caplog.records if "retries in" in record.getMessage()]
-    assert [message.partition(" after ")[2] for message in retries] == ["status 429", "status 503"]
+    retries = [message.partition("): ")[2] for message in caplog.messages if "attempt" in message]
+    assert [re.sub(r"\d\.\d s", "some s", retry) for retry in retries] == [
+        "attempt 2 of 3 in some s after status 429",
+        "attempt 3 of 3 in some s after status 503",
+    ]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -347,6 +353,10 @@ async def test_the_upstreams_own_word_counts_most(
         ([(b"retry-after", b"-1")], None),
         ([(b"retry-after", b"nan")], None),
         ([(b"retry-after", b"Fri, 31 Dec 1999 23:59:59 GMT")], None),
+        ([(b"retry-after", b"Fri, 31 Dec 2199 23:59:59 GMT")], None),
+        ([(b"retry-after", b"Fri, 31 Dec 99999 23:59:59 GMT")], None),
+        ([(b"retry-after", b"Fri, 31 Foo 1999 23:59:59 GMT")], None),
+        ([(b"retry-after", b"\xff")], None),
         ([], None),
     ],
 )
@@ -354,6 +364,11 @@ def test_a_pause_is_as_long_as_the_upstream_asks_within_reason(
     headers: list[tuple[bytes, bytes]], pause: float | None
 ) -> None:
     assert asked_for(headers) == pause
+
+
+def test_a_pause_may_be_asked_for_by_a_date() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True).encode()
+    assert 28 < (asked_for([(b"retry-after", soon)]) or 0) <= 30
 
 
 def test_pauses_grow_and_differ() -> None:

@@ -18,6 +18,7 @@ DEFAULTS = (("model", "whisper-1"), ("response_format", "json"), ("temperature",
 MOST_BOUNDARY = 70  # RFC 2046 5.1.1
 MOST_HEAD = 8192  # bytes of all header fields of a part
 MOST_VALUE = 8192  # bytes of an own field
+MOST_MODEL = 1024
 # A form may be read before its key is heard, and 20 MB of nothing but small parts take 8 s of CPU; as long take lines
 # that begin like a boundary and go on otherwise, which RFC 2046 5.1.1 does not let content have.
 MOST_PARTS = 1000
@@ -47,6 +48,7 @@ class Form:
         self.own: dict[str, str] = {}
         self.repeated: set[str] = set()
         self.file_begun = False
+        self._model, self._in_model = bytearray(), False
         self._names = frozenset(own)
         self._defaults = dict(DEFAULTS)  # those still to be added
         self._complete = False
@@ -60,6 +62,11 @@ class Form:
         self._delimiter = b"--" + boundary
         self._ready: list[bytes] = []
         self._parser = self._begun_parser(boundary)
+
+    @property
+    def model(self) -> str | None:
+        """The model of the call, None if none has been heard yet."""
+        return self._model.decode(errors="replace") or (self._defaults.get("model") if self._complete else None)
 
     def feed(self, piece: bytes) -> bytes:
         """Return what goes upstream of this piece and of bytes held back before; raise BadRequest if it cannot."""
@@ -131,6 +138,7 @@ class Form:
             self._room = MOST_VALUE
             return
         self._defaults.pop(self._name, None)
+        self._in_model = self._name == "model" and not self._model
         self.file_begun = self.file_begun or self._name == "file"
         self._ready.append(self._rendered(self._head))
 
@@ -140,6 +148,8 @@ class Form:
             self._value += data[start:end]
         elif self._name:
             self._ready.append(data[start:end])
+            if self._in_model:
+                self._model += data[start : min(end, start + MOST_MODEL - len(self._model))]
 
     def _end_part(self) -> None:
         if self._name in self._names:
