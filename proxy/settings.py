@@ -214,8 +214,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         name = "OPENAI_API_KEY" if settings.openai_api_key else "PROXY_UPSTREAM_AUTH"
         yield (
             f"{name} is set, but no client key: anyone who reaches the port could spend what it opens. "
-            f"Set PROXY_X_API_KEY (or SECURITY_KEY) to what clients shall show; or {name}= (empty) to let each "
-            "client's own key through; or PROXY_OPEN=1 if anyone may"
+            f"Set PROXY_X_API_KEY (or SECURITY_KEY) to what clients shall show; or take {name} out, of "
+            ".env too, to let each client's own key through; or PROXY_OPEN=1 if anyone may"
         )
     if settings.open and settings.client_keys:
         yield "PROXY_OPEN=1 asks nobody for a key, PROXY_X_API_KEY or SECURITY_KEY sets one: remove one of the two"

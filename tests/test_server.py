@@ -279,6 +279,23 @@ def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: so
     assert line.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded")
 
 
+@pytest.mark.untraced
+def test_who_is_cut_off_before_the_head_hears_the_id_of_the_line(run: Run, listener: socket.socket) -> None:
+    process = run("--target", local_url(listener), PROXY_SHUTDOWN_GRACE_MS="100")
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request(headers=[(b"X-Request-Id", b"mine")]))
+        there, _ = listener.accept()
+        with there:
+            until(there, b"\r\n\r\n")
+            process.tell(signal.SIGTERM)
+            head, _, body = rest(client).partition(b"\r\n\r\n")
+        assert process.status() == 0
+    error, line = json.loads(body)["error"], json.loads(process.output)
+    assert head.startswith(b"HTTP/1.1 500 ")
+    assert (line["status"], line["id"], line["incoming_id"]) == (500, error["requestId"], "mine")
+    assert error["incomingRequestId"] == "mine"
+
+
 @contextmanager
 def draining(
     process: Process, listener: socket.socket, number: signal.Signals
