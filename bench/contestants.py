@@ -88,6 +88,10 @@ def _plain(place: Place) -> Start:
     return Start(command=[*command, "--no-access-log", "--log-level", "warning"], env={"TARGET": place.target})
 
 
+def _floor(place: Place) -> Start:
+    return Start(command=[str(place.python), "floor.py", str(place.port), str(place.upstream)])
+
+
 def _go(**env: str) -> Callable[[Place], Start]:
     def start(place: Place) -> Start:
         command = [str(BENCH / "bin" / "reverseproxy"), f"127.0.0.1:{place.port}", place.target]
@@ -185,6 +189,7 @@ def _oxy_version(python: Path) -> str:
 
 
 NO_FILES = frozenset({"upload-50m", "download-200m"})
+STREAMS = frozenset({"sse-64-fast", "sse-500-paced", "sse-2000-slow"})
 
 CONTESTANTS = (
     Contestant(name="direct", title="direct, no proxy", start=None, version=lambda python: "the mock upstream"),
@@ -196,6 +201,15 @@ CONTESTANTS = (
         start=_plain,
         version=_packages("starlette", "httpx", "httpcore", "uvicorn", "uvloop", "httptools"),
         missing=_lacks_module,
+    ),
+    Contestant(
+        name="floor",
+        title="the least in Python",
+        start=_floor,
+        version=_packages("uvloop", "httptools"),
+        missing=_lacks_module,
+        extra=True,
+        skips=STREAMS | NO_FILES | {"embeddings-33k", "tls-json-64", "new-connections", "start"},
     ),
     Contestant(name="go", title="Go ReverseProxy", start=_go(), version=_go_version),
     Contestant(name="go-pooled", title="Go with a BufferPool", start=_go(POOL="1"), version=_go_version),
