@@ -41,11 +41,11 @@ check: .venv/.dev  ## check format, lint, types, tests and coverage; CI runs the
 	step format $(V)/ruff format --check .; \
 	step lint $(V)/ruff check .; \
 	step types $(V)/mypy --strict proxy tests release; \
-	step tests $(V)/python -m pytest -n $(JOBS) --dist worksteal --timeout 120 --cov --cov-report=term $(ARGS); \
+	step tests $(V)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS); \
 	echo "== all well: $${times}in all $$(($$(date +%s) - began)) s"
 
 browser: .venv/.dev  ## test the operator's pages in Chromium (Debian: apt install chromium); check does so where it is installed
-	@exec $(V)/python -m pytest -rs --timeout 120 tests/test_browser.py $(ARGS)
+	@exec $(V)/python -m pytest -rs tests/test_browser.py $(ARGS)
 
 fuzz: .venv/.dev  ## throw mutated answers and forms at the parsers for a minute
 	@exec $(V)/python -m tests.load.fuzz $(ARGS)
@@ -60,7 +60,7 @@ dist: .venv/.run  ## build what is shipped into dist/: one file for any Python, 
 	@$(V)/python -m release.build
 
 dist-check: .venv/.dev release/.venv/.ready dist  ## build once more, compare, and try each file of dist/ in an empty folder
-	@$(V)/python -m pytest release tests/test_deploy.py -n $(JOBS) --timeout 120 $(ARGS)
+	@$(V)/python -m pytest release tests/test_deploy.py -n $(JOBS) $(ARGS)
 
 audit: release/.venv/.ready  ## ask for known vulnerabilities of the pinned packages
 	@release/.venv/bin/python release/audit.py

@@ -23,7 +23,7 @@ OPTIONS = {
 # What is set for another upstream is none of the demo's.
 OF_AN_UPSTREAM = (
     *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION", "PROXY_AZURE", "PROXY_AZURE_DEPLOYMENTS"),
-    *("PROXY_UPSTREAM_AUTH", "PROXY_ENTRA_SCOPE", "PROXY_UPSTREAM_CA", "OXY_HTTP2"),
+    *("PROXY_UPSTREAM_AUTH", "PROXY_ENTRA_SCOPE", "OXY_HTTP2"),
     *("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
 )
 

@@ -161,7 +161,7 @@ async def test_a_port_that_an_oxy_serves_on_already_is_well(
     for name in ("PROXY_TLS_CERT", "PROXY_TLS_KEY", "PROXY_UPSTREAM_CA") if tls else ():
         monkeypatch.setenv(name, str(Path(__file__).with_name("listener.pem")))
     keys = {"OPENAI_API_KEY": demo.UPSTREAM_KEY, "PROXY_X_API_KEY": demo.CLIENT_KEY}
-    settings = load({**os.environ, "OXY_TARGET": demo.start_demo(pace=0.03), **keys}, tmp_path)
+    settings = load({**os.environ, "OXY_TARGET": demo.start_demo(pace=0.01), **keys}, tmp_path)
     with listen("127.0.0.1", here) as sock, serving(settings, sock):
         found = await checked(capsys, "--demo", "--through", local_url(sock, tls=tls), "--idle", "1")
     assert found["port"]["said"].startswith("an Oxy 0.")

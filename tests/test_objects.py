@@ -487,6 +487,7 @@ async def test_while_a_large_body_is_read_others_are_served_and_it_counts_as_hel
         finally:
             go_on.set()
         assert (await first).status == 200
+        assert (await ask(proxy, large)).status == 200, "it still counts as held"
 
 
 @one_way

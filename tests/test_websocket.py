@@ -543,12 +543,13 @@ async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
     monkeypatch.setattr("proxy.upstream_websocket.PING_INTERVAL", 0.01)
     async with Upstream().listening() as upstream, start(OXY_TARGET=upstream.url) as proxy:
         client, there = await raw_session(proxy, upstream)
-        for _ in range(3):
-            assert (await client.reader.readexactly(6))[:2] == b"\x89\x04"
-            assert (await there.reader.readexactly(10))[:2] == b"\x89\x84"
-        await client.say(b"\x82\x81\0\0\0\0a")
-        while (await there.reader.readexactly(2)) == b"\x89\x84":
-            await there.reader.readexactly(8)
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(3):
+                assert (await client.reader.readexactly(6))[:2] == b"\x89\x04"
+                assert (await there.reader.readexactly(10))[:2] == b"\x89\x84"
+            await client.say(b"\x82\x81\0\0\0\0a")
+            while (await there.reader.readexactly(2)) == b"\x89\x84":
+                await there.reader.readexactly(8)
         there.abort()
 
 
