@@ -27,6 +27,9 @@ class Heard(Protocol):
     def told(self) -> tuple[Usage | None, str | None]:
         """Return usage and model as far as they are certain; asked once."""
 
+    def failed(self) -> bool:
+        """Tell whether the upstream's last word in a stream was that it failed."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:

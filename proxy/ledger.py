@@ -25,6 +25,8 @@ MOST_HEARD = 4 * 1024 * 1024  # bytes of answers that wait with them; what is mo
 PATIENCE = 2.0  # seconds for the last entries
 TOLD_AT_ONCE, SPELLED_AT_ONCE = 24, 48  # entries, about 0.4 ms; see `pace`
 
+FAILED = "The upstream ended its stream with an error"
+
 log = logging.getLogger("oxy")
 
 
@@ -127,6 +129,8 @@ class Ledger:
         try:
             exchange.usage, model = heard.told()
             exchange.model = model or exchange.model  # which one was asked for, where a route has read it
+            if exchange.result == "success" and heard.failed():
+                exchange.result, exchange.failure = "upstream_api_error", FAILED
         except Exception:
             self._complain("usage")
 

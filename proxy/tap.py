@@ -36,6 +36,12 @@ LAST_EVENT = rb'\s*+\{\s*+"type"\s*+:\s*+"response\.(?:completed|incomplete|fail
 UP_TO_RESPONSE = re.compile(LAST_EVENT, re.DOTALL)
 
 DONE = re.compile(rb"[\r\n]data: ?\[DONE\]\s*\Z")
+# How the event begins by which the upstream says that it failed, in a stream whose status was 200.
+FAILURE = re.compile(
+    rb"^(?:event: ?(?:error|response\.failed)$"
+    rb'|data: ?\{\s*+"(?:error"\s*+:\s*+\{|type"\s*+:\s*+"(?:error|response\.failed)"))',
+    re.MULTILINE,
+)
 LAST = (".completed", ".incomplete", ".failed", ".done")  # how types of events end that tell the usage of all
 
 Record = dict[str, object]
@@ -110,6 +116,15 @@ class Tap:
             if usage and model:
                 break
         return usage if final else None, model
+
+    def failed(self) -> bool:
+        """Tell whether the upstream's last word in a stream was that it failed."""
+        if self._mute or not self.streams:
+            return False
+        _, blank_line, event = DONE.sub(b"", with_plain_line_ends(self._kept)).rstrip(b"\n").rpartition(b"\n\n")
+        if self._opening and not blank_line:
+            event = with_plain_line_ends(self._opening).partition(b"\n\n")[0]
+        return FAILURE.search(event) is not None
 
     def _keep(self, piece: bytes) -> None:
         kept = self._kept

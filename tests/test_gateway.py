@@ -208,6 +208,14 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
         {},
         {**GOOD, "stream": True, "model": "m", "tokens": {"input": 1}, "bytes_out": len(EVENTS)},
     ),
+    "a stream that ends with an error": (
+        saying(CHAT, STREAM + chunked(b'data: {"model": "m"}\n\n', b'data: {"error": {"message": "overloaded"}}\n\n', b"")),
+        {},
+        {
+            **{"status": 200, "result": "upstream_api_error", "cancelled": False, "stream": True},
+            **{"failure": "The upstream ended its stream with an error"},
+        },
+    ),
     "an error of the upstream": (
         saying(CHAT, answer(429, JSON)),
         {},

@@ -195,6 +195,9 @@ class Hearsay:
             raise self.problem
         return {"input": 7}, "gpt-4o"
 
+    def failed(self) -> bool:
+        return False
+
 
 def heard(hearsay: Hearsay) -> Exchange:
     each = exchange()

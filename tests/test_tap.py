@@ -222,15 +222,21 @@ FORMS: dict[str, tuple[bytes, Callable[[Record], bytes]]] = {
 JSON, SSE = FORMS["JSON"][0], FORMS["SSE"][0]
 
 
-def heard(
+def tapped(
     media_type: bytes, *pieces: bytes, coding: bytes = b"", complete: bool = True, framing: Pairs = FRAMED
-) -> Told:
+) -> Tap:
     headers = [*framing, (b"content-type", media_type)]
     tap = Tap(dict([*headers, (b"content-encoding", coding)] if coding else headers))
     for piece in pieces:
         tap.hear(piece)
     tap.end(complete=complete)
-    return tap.told()
+    return tap
+
+
+def heard(
+    media_type: bytes, *pieces: bytes, coding: bytes = b"", complete: bool = True, framing: Pairs = FRAMED
+) -> Told:
+    return tapped(media_type, *pieces, coding=coding, complete=complete, framing=framing).told()
 
 
 def cut(body: bytes, places: list[int]) -> Iterator[bytes]:
@@ -540,6 +546,48 @@ def test_of_a_torn_stream_only_an_event_that_ends_it_tells_usage(kind: object, e
     assert heard(SSE, event, complete=False)[0] == (RESPONSE_USAGE if ends else None)
     if ends or text == "short":
         assert heard(SSE, event) == (RESPONSE_USAGE, "m")
+
+
+WORD = b'data: {"choices": [{"delta": {"content": "error"}}]}'
+LONG_WORD = b'data: {"type": "error.not", "text": "%b"}' % (b'"error": {' * 9000).replace(b'"', b"'")
+
+
+@pytest.mark.parametrize("before", [[], [WORD], [LONG_WORD]], ids=["alone", "behind a word", "behind a long one"])
+@pytest.mark.parametrize("end", [b"", b"\n\n", b"\n\ndata: [DONE]\n\n", b"\n\ndata:[DONE]"])
+@pytest.mark.parametrize(
+    ("last", "failed"),
+    [
+        (b'data: {"error": {"message": "overloaded"}}', True),
+        (b'data:{ "error":{"message": "%b"}}' % (b"x" * 3 * TAIL), True),
+        (b'event: error\ndata: {"message": "overloaded"}', True),
+        (b'event: error\ndata: "%b"' % (b"x" * 3 * TAIL), True),
+        (b'data: {"type": "error", "message": "overloaded"}', True),
+        (b'event: response.failed\ndata: {"type":"response.failed","response":{"error":{}}}', True),
+        (b'data: {"type":"response.failed","response":{"text":"%b"}}' % (b"x" * 3 * TAIL), True),
+        (b'event: response.completed\ndata: {"type":"response.completed","response":{"error":null}}', False),
+        (b'data: {"error": null}', False),
+        (b'data: {"text": "data: {\\"error\\": {", "error": {}}', False),
+        (b"event: error.not\ndata: {}", False),
+        (b"event: errors\ndata: {}", False),
+        (b"", False),
+        (LONG_WORD, False),
+    ],
+)
+def test_a_stream_that_ends_with_an_error_has_failed(
+    last: bytes, failed: bool, end: bytes, before: list[bytes]
+) -> None:
+    said = b"\n\n".join([*before, last]) + end
+    for line_end in (b"\n", b"\r\n", b"\r"):
+        assert tapped(SSE, *in_pieces(said.replace(b"\n", line_end), 5000)).failed() == failed
+    assert tapped(SSE, gzip.compress(said), coding=b"gzip").failed() == failed
+
+
+def test_an_error_that_is_not_the_last_word_is_none() -> None:
+    error = b'data: {"error": {"message": "again"}}'
+    assert not tapped(SSE, error + b"\n\n" + WORD + b"\n\n").failed()
+    assert not tapped(JSON, b'{"error": {}}').failed()
+    assert not tapped(JSON, b"\n" + error).failed()
+    assert not tapped(SSE, error, coding=b"unknown").failed()
 
 
 def held(tap: Tap) -> int:
