@@ -1,4 +1,4 @@
-"""Learns usage and model from a copy of an answer's bytes, after they have gone on.
+"""Learns usage, model and failure from a copy of an answer's bytes, after they have gone on.
 
 Rules of the house: no I/O, nothing is raised, and what is not certain stays unknown. While the answer passes, its bytes
 are copied and no more; they are looked into once, at the end. Of a long answer the newest bytes are kept, and the
