@@ -180,11 +180,14 @@ class Workers(Multiprocess):
         signal.signal(signal.SIGINT, ours)
 
     def keep_subprocess_alive(self) -> None:
-        """Replace each worker that died, or hung and was killed, and say so: uvicorn does at a level we leave out."""
+        """Replace each worker that died, or hung and was killed, and say so: uvicorn does at a level we leave out.
+
+        One that heard Ctrl-C, and ended before the supervisor looked into its own, did neither.
+        """
         before = [*self.processes]
         super().keep_subprocess_alive()
         for old, new in zip(before, self.processes, strict=True):
-            if new is not old:
+            if new is not old and not STOPS.intersection(self.signal_queue):
                 log.warning("worker %s died or hung (status %s); %s takes its place", old.pid, old.exitcode, new.pid)
 
     def terminate_all(self) -> None:

@@ -209,7 +209,9 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
         {**GOOD, "stream": True, "model": "m", "tokens": {"input": 1}, "bytes_out": len(EVENTS)},
     ),
     "a stream that ends with an error": (
-        saying(CHAT, STREAM + chunked(b'data: {"model": "m"}\n\n', b'data: {"error": {"message": "overloaded"}}\n\n', b"")),
+        saying(
+            CHAT, STREAM + chunked(b'data: {"model": "m"}\n\n', b'data: {"error": {"message": "overloaded"}}\n\n', b"")
+        ),
         {},
         {
             **{"status": 200, "result": "upstream_api_error", "cancelled": False, "stream": True},

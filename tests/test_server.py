@@ -20,14 +20,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import pytest
+from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
-from proxy.server import CannotListen, OnlyNews, announce, application, configure, listen, local_url, to_stderr
+from proxy.server import CannotListen, OnlyNews, Workers, announce, application, configure, listen, local_url, to_stderr
 from proxy.settings import Settings
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
@@ -394,6 +395,21 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
     process.tell(signal.SIGTERM)
     assert process.status() == 0
     assert process.news == [line]
+
+
+@pytest.mark.parametrize(("queue", "died"), [([], True), ([signal.SIGWINCH], True), ([signal.SIGINT], False)])
+def test_a_worker_that_ended_by_order_did_not_die(
+    monkeypatch: pytest.MonkeyPatch, told: list[str], queue: Any, died: bool
+) -> None:
+    def replace(self: Multiprocess) -> None:
+        self.processes[0] = SimpleNamespace(pid=2)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", replace)
+    workers = Workers.__new__(Workers)  # uvicorn's `__init__` takes over the signals of this process
+    workers.processes = [SimpleNamespace(pid=1, exitcode=0)]  # type: ignore[list-item]
+    workers.signal_queue = queue
+    workers.keep_subprocess_alive()
+    assert told == (["worker 1 died or hung (status 0); 2 takes its place"] if died else [])
 
 
 @pytest.mark.untraced
