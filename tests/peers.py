@@ -5,6 +5,7 @@ client or server would never do is said by hand.
 """
 
 import asyncio
+import secrets
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable
@@ -15,6 +16,17 @@ from typing import Self
 PATIENCE = 10  # seconds after which a wait in a test is a failure; nothing is ever timed with it
 
 Pairs = list[tuple[bytes, bytes]]
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody has, and that the system gives to none of the tests that run beside."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)  # below those that are given to whoever asks for any
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

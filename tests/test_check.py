@@ -22,20 +22,15 @@ from proxy.server import listen, local_url, serving
 from proxy.settings import Settings, load
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY
-from tests.peers import PATIENCE, Upstream, answer
+from tests.peers import PATIENCE, Upstream, answer, free_port
 from tests.test_dial import hanging
-
-
-def free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> int:
     """The port that the proxy is to listen on, on loopback."""
     monkeypatch.setenv("OXY_HOST", "127.0.0.1")
-    monkeypatch.setenv("OXY_PORT", str(port := free()))
+    monkeypatch.setenv("OXY_PORT", str(port := free_port()))
     monkeypatch.setattr(probes, "TOKENS", 8)  # so that the demo is soon through
     return port
 
@@ -83,7 +78,7 @@ async def test_all_is_well_with_a_key_that_is_accepted(
 async def test_what_is_wrong_is_said_with_what_to_do_and_the_rest_is_not_tried(
     capsys: pytest.CaptureFixture[str], here: int
 ) -> None:
-    nobody = free()
+    nobody = free_port()
     assert await asyncio.to_thread(main, ["check", "--target", f"http://127.0.0.1:{nobody}"]) == 1
     assert capsys.readouterr().out.splitlines()[3:] == [
         f"  ✗ tcp      127.0.0.1 port {nobody} refuses",

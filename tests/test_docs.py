@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.peers import free_port
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
@@ -22,11 +23,6 @@ def blocks() -> list[tuple[str, str]]:
     """Each command block that is marked as runnable, with the name of its document."""
     marked = re.compile(r"<!-- runnable -->\n```sh\n(.*?)```", re.DOTALL)
     return [(path.name, text) for path in DOCUMENTS for text in marked.findall(path.read_text(encoding="utf-8"))]
-
-
-def free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def shell(text: str, folder: Path, port: int) -> subprocess.CompletedProcess[str]:
@@ -52,7 +48,7 @@ def test_a_block_that_is_marked_runs(tmp_path: Path, name: str, text: str) -> No
     missing = [tool for tool in ("openssl", "curl") if f"{tool} " in text and shutil.which(tool) is None]
     if missing:
         pytest.skip(f"{missing[0]} is not installed here")
-    done = shell(text, tmp_path, free())
+    done = shell(text, tmp_path, free_port())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
 
@@ -62,7 +58,7 @@ def nginx(folder: Path, behind: int, server: str) -> Iterator[str]:
     """Run nginx with what stands in `http {}`, plain on a free port of loopback."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed here")
-    port = free()
+    port = free_port()
     server = re.sub(r" *ssl_certificate.*\n", "", server)
     server = server.replace("443 ssl", f"127.0.0.1:{port}").replace("127.0.0.1:18443", f"127.0.0.1:{behind}")
     places = "".join(
@@ -87,7 +83,7 @@ def marks(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 def test_nginx_as_the_documents_have_it_passes_streams_on(tmp_path: Path) -> None:
-    port = free()
+    port = free_port()
     with nginx(tmp_path, port, NGINX) as url:
         done = shell(f"oxy check --demo --idle 1 --through {url}", tmp_path, port)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,7 +91,7 @@ def test_nginx_as_the_documents_have_it_passes_streams_on(tmp_path: Path) -> Non
 
 
 def test_nginx_with_less_patience_is_found_out(tmp_path: Path) -> None:
-    port = free()
+    port = free_port()
     with nginx(tmp_path, port, NGINX.replace("proxy_read_timeout 610s", "proxy_read_timeout 1s")) as url:
         done = shell(f"oxy check --demo --idle 3 --through {url}", tmp_path, port)
     assert done.returncode == 1

@@ -22,9 +22,8 @@ from proxy.exchange import Exchange
 from proxy.guard import Guard
 from proxy.ledger import Ledger
 from tests.conftest import CLIENT_KEY, SWAP, Running, Start
-from tests.peers import PATIENCE, Peer, Upstream, answer, chunked, request
+from tests.peers import PATIENCE, Peer, Upstream, answer, chunked, free_port, request
 from tests.test_connection import until
-from tests.test_upstream import free_port
 
 OK = b"HTTP/1.1 200 OK\r\n"
 SSE = OK + b"Content-Type: text/event-stream\r\n"

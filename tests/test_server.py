@@ -33,7 +33,7 @@ from proxy.settings import Settings
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
 from tests.desk import BEARER, TOKEN
-from tests.peers import Peer, Upstream, answer, chunked, connect, request
+from tests.peers import Peer, Upstream, answer, chunked, connect, free_port, request
 from tests.test_lines import fill
 from tests.test_metrics import ENDED, samples, series
 
@@ -149,8 +149,7 @@ def run_elsewhere(tmp_path: Path) -> Iterator[Run]:
     started: list[Process] = []
 
     def run_elsewhere(elsewhere: str, *arguments: str, **environ: str) -> Process:
-        with listen("127.0.0.1", 0) as sock:
-            port = sock.getsockname()[1]
+        port = free_port()
         started.append(Process(tmp_path, (*arguments, "--port", str(port)), environ, elsewhere))
         return started[-1].answering(port)
 
@@ -210,6 +209,38 @@ def refuses(port: int) -> bool:
     return False
 
 
+Ends = tuple[socket.socket, socket.socket]
+
+
+@contextmanager
+def calling(process: Process, listener: socket.socket, *headers: tuple[bytes, bytes]) -> Iterator[Ends]:
+    """A client and its upstream, which has heard the call and said nothing yet."""
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
+        client.sendall(request(headers=headers))
+        there, _ = listener.accept()
+        with there:
+            until(there, b"\r\n\r\n")
+            yield client, there
+
+
+@contextmanager
+def streaming(process: Process, listener: socket.socket) -> Iterator[Ends]:
+    """A client and its upstream in the midst of a stream."""
+    with calling(process, listener) as (client, there):
+        there.sendall(HEAD + chunked(b"one"))
+        until(client, b"one\r\n")
+        yield client, there
+
+
+@contextmanager
+def draining(process: Process, listener: socket.socket, number: signal.Signals) -> Iterator[Ends]:
+    """The same when the order to stop has come."""
+    with streaming(process, listener) as (client, there):
+        process.tell(number)
+        assert any(refuses(process.port) for _ in polls()), "it still accepts"
+        yield client, there
+
+
 # ---- TLS
 
 
@@ -249,33 +280,19 @@ def test_a_running_stream_finishes_after_the_order_to_stop(
     run: Run, listener: socket.socket, number: signal.Signals
 ) -> None:
     process = run("--target", local_url(listener))
-    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
-        client.sendall(request())
-        there, _ = listener.accept()
-        with there:
-            until(there, b"\r\n\r\n")
-            there.sendall(HEAD + chunked(b"one"))
-            until(client, b"one\r\n")
-            process.tell(number)
-            assert any(refuses(process.port) for _ in polls()), "it still accepts"
-            there.sendall(chunked(b"two", b""))
-            assert rest(client) == chunked(b"two", b"")
+    with draining(process, listener, number) as (client, there):
+        there.sendall(chunked(b"two", b""))
+        assert rest(client) == chunked(b"two", b"")
     assert process.status() == 0
     assert process.news == []
 
 
 def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: socket.socket) -> None:
     process = run("--target", local_url(listener), PROXY_SHUTDOWN_GRACE_MS="100")
-    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
-        client.sendall(request())
-        there, _ = listener.accept()
-        with there:
-            until(there, b"\r\n\r\n")
-            there.sendall(HEAD + chunked(b"one"))
-            until(client, b"one\r\n")
-            process.tell(signal.SIGTERM)
-            assert process.status() == 0
-            assert rest(client) == b"", "it ended what broke"
+    with streaming(process, listener) as (client, _):
+        process.tell(signal.SIGTERM)
+        assert process.status() == 0
+        assert rest(client) == b"", "it ended what broke"
     (line,) = process.news
     assert line.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded")
 
@@ -283,35 +300,14 @@ def test_a_stream_that_outlasts_the_grace_time_is_cut_off(run: Run, listener: so
 @pytest.mark.untraced
 def test_who_is_cut_off_before_the_head_hears_the_id_of_the_line(run: Run, listener: socket.socket) -> None:
     process = run("--target", local_url(listener), PROXY_SHUTDOWN_GRACE_MS="100")
-    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
-        client.sendall(request(headers=[(b"X-Request-Id", b"mine")]))
-        there, _ = listener.accept()
-        with there:
-            until(there, b"\r\n\r\n")
-            process.tell(signal.SIGTERM)
-            head, _, body = rest(client).partition(b"\r\n\r\n")
-        assert process.status() == 0
+    with calling(process, listener, (b"X-Request-Id", b"mine")) as (client, _):
+        process.tell(signal.SIGTERM)
+        head, _, body = rest(client).partition(b"\r\n\r\n")
+    assert process.status() == 0
     error, line = json.loads(body)["error"], json.loads(process.output)
     assert head.startswith(b"HTTP/1.1 500 ")
     assert (line["status"], line["id"], line["incoming_id"]) == (500, error["requestId"], "mine")
     assert error["incomingRequestId"] == "mine"
-
-
-@contextmanager
-def draining(
-    process: Process, listener: socket.socket, number: signal.Signals
-) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client and its upstream in the midst of a stream, when the order to stop has come."""
-    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
-        client.sendall(request())
-        there, _ = listener.accept()
-        with there:
-            until(there, b"\r\n\r\n")
-            there.sendall(HEAD + chunked(b"one"))
-            until(client, b"one\r\n")
-            process.tell(number)
-            assert any(refuses(process.port) for _ in polls()), "it still accepts"
-            yield client, there
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.untraced)])
@@ -519,15 +515,9 @@ def test_a_stderr_that_nobody_reads_stops_nothing(
 ) -> None:
     options = ("--target", local_url(listener), "--workers", workers)
     process = run_elsewhere(f"2>{unread}", *options, PROXY_SHUTDOWN_GRACE_MS="100")
-    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as client:
-        client.sendall(request())
-        there, _ = listener.accept()
-        with there:
-            until(there, b"\r\n\r\n")
-            there.sendall(HEAD + chunked(b"one"))
-            until(client, b"one\r\n")
-            process.tell(signal.SIGTERM)
-            assert rest(client) == b"", "of this a worker writes a line"
+    with streaming(process, listener) as (client, _):
+        process.tell(signal.SIGTERM)
+        assert rest(client) == b"", "of this a worker writes a line"
     assert process.status() == 0
 
 

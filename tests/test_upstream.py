@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -16,7 +15,7 @@ from proxy.errors import Failure
 from proxy.upstream import TRANSLATION, asked_for, backoff, translated, trust
 from proxy.values import target as read_target
 from tests.conftest import CLIENT_KEY, SWAP, Start
-from tests.peers import Upstream, answer, request
+from tests.peers import Upstream, answer, free_port, request
 from tests.test_connection import OK
 from tests.test_dial import Authority, Secure, found
 
@@ -38,11 +37,6 @@ def test_the_table_goes_from_the_most_specific_to_the_general() -> None:
     kinds = [kind for kind, _, _ in TRANSLATION]
     for place, kind in enumerate(kinds):
         assert not any(issubclass(kind, earlier) for earlier in kinds[:place]), kind
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 async def ask(start: Start, **settings: str) -> tuple[int, dict[str, str]]:

@@ -10,10 +10,9 @@ import pytest
 
 from proxy.settings import load
 from tests.conftest import running
-from tests.peers import Upstream, answer, chunked, request
+from tests.peers import Upstream, answer, chunked, free_port, request
 from tests.sockets import OFFER, SWITCHING, Far, dial, ended, hear, raw_session
 from tests.test_dial import Authority, found
-from tests.test_upstream import free_port
 from tests.test_websocket import Start, refused
 
 
