@@ -107,7 +107,7 @@ def message(text: str, longest: int) -> str:
 TEXTS: Mapping[str, tuple[Callable[[str, int], str], int]] = {
     "method": (name, 32),
     "path": (name, LONGEST_PATH),
-    **dict.fromkeys(("incoming_id", "upstream_id", "model", "key"), (name, LONGEST_NAME)),
+    **dict.fromkeys(("incoming_id", "upstream_id", "model", "asked", "key"), (name, LONGEST_NAME)),
     "failure": (message, LONGEST_MESSAGE),
     "detail": (message, LONGEST_DETAIL),
 }
@@ -140,6 +140,7 @@ def _fit(exchanges: Sequence[Exchange], redact: Redact) -> list[Exchange]:
         *{each.method for each in exchanges},
         *{each.path for each in exchanges},
         *{f"{each.model}" for each in exchanges},
+        *{f"{each.asked}" for each in exchanges},
         *[f"{each.incoming_id}" for each in exchanges if each.incoming_id is not None],
         *[f"{each.upstream_id}" for each in exchanges if each.upstream_id is not None],
     ]
@@ -172,7 +173,7 @@ def as_json(known: Exchange) -> str:
     """
     incoming_id = "" if known.incoming_id is None else f',"incoming_id":"{known.incoming_id}"'
     upstream_id = "" if known.upstream_id is None else f',"upstream_id":"{known.upstream_id}"'
-    kind = _kind(known.route, known.method, known.path, known.model, known.stream, known.status, known.result)
+    kind = _kind(known.route, known.method, known.path, known.named, known.stream, known.status, known.result)
     timeout = _timeout(known.timeout, known.timeout_source, known.timed_out)
     first_byte = "" if known.first_byte is None else f',"first_byte":{seconds(known.first_byte)}'
     upstream_wait = "" if known.upstream_wait is None else f',"upstream_wait":{seconds(known.upstream_wait)}'

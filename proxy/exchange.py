@@ -43,6 +43,7 @@ class Exchange:
       incoming_id     the client's own `X-Request-Id`
       status          of the answer, 499 where nobody was left to hear one
       result          the one word for how it ended; what nobody has judged is a fault of ours
+      model           that of the answer; `asked` is that which a convenience route was asked for
       first_byte      from `began` until the head of the upstream's answer went to the client
       first_chunk     the same for the first piece of a body that did not come with the head
       client_wait     for what had to be read of the client's body before the call could go out
@@ -70,6 +71,7 @@ class Exchange:
     timed_out: str | None = None
     stream: bool = False
     model: str | None = None
+    asked: str | None = None
     first_byte: float | None = None
     first_chunk: float | None = None
     duration: float = 0.0
@@ -94,6 +96,11 @@ class Exchange:
     def elapsed(self) -> float:
         """Return how long it has been going on."""
         return time.perf_counter() - self.clock
+
+    @property
+    def named(self) -> str | None:
+        """The model to show; totals and metrics know none but the answer's, for a client may write any name."""
+        return self.model or self.asked
 
     @property
     def overhead(self) -> float | None:

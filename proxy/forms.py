@@ -48,7 +48,7 @@ class Forms:
             own.add(name, value)
         for name in rewritten.form.repeated:
             own.add(name, rewritten.form.own[name])
-        exchange.model = model_of(rewritten.form.model)
+        exchange.asked = model_of(rewritten.form.model)
         return self._counter.call(
             exchange,
             downstream,

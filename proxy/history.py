@@ -52,7 +52,7 @@ Values = tuple[float, ...]
 Group = tuple[int, str, str | None, str | None, int | None]
 
 # The attributes of an exchange that go as they are into a row of entries, and into totals.
-_columns = attrgetter("began", "id", "incoming_id", "route", "model")
+_columns = attrgetter("began", "id", "incoming_id", "route", "named")
 _measures = attrgetter(
     *("overloaded", "cancelled", "retries", "bytes_in", "bytes_out"),
     *("duration", "first_byte"),

@@ -127,8 +127,7 @@ class Ledger:
         """Let the exchange know what was said in its answer; what was heard of it is let go."""
         exchange.heard = None
         try:
-            exchange.usage, model = heard.told()
-            exchange.model = model or exchange.model  # which one was asked for, where a route has read it
+            exchange.usage, exchange.model = heard.told()
             if exchange.result == "success" and heard.failed():
                 exchange.result, exchange.failure = "upstream_api_error", FAILED
         except Exception:

@@ -50,7 +50,7 @@ class Objects:
         admitted = self._counter.admit(exchange, downstream, own, complaint)
         members = self._rewrite(members)
         if (model := members.get("model")) is not None:
-            exchange.model = model_of(model.value)
+            exchange.asked = model_of(model.value)
         body = None if self._empty == "nothing" and not members else Whole(write(members).encode())
         target = with_query(self._target or responses.target(downstream.path), query)
         call = self._counter.call(exchange, downstream, own, admitted, target=target, body=body, content_type=JSON)

@@ -31,7 +31,9 @@ def Usage(*counts: int | None, **kinds: int | None) -> dict[str, int]:
 
 
 def full(**changes: Any) -> Exchange:
-    """An exchange of which everything is known."""
+    """An exchange of which everything is known; the model that was asked for only where it is shown."""
+    if "asked" in changes:
+        changes = {"model": None, **changes}
     known = Exchange(
         id=ID,
         method="POST",
@@ -177,7 +179,7 @@ def test_of_an_exchange_that_has_just_begun_little_is_written() -> None:
     }
 
 
-TEXTS = ("method", "path", "incoming_id", "upstream_id", "model", "key", "failure", "detail")
+TEXTS = ("method", "path", "incoming_id", "upstream_id", "model", "asked", "key", "failure", "detail")
 
 
 @pytest.mark.parametrize("field", TEXTS)
@@ -205,9 +207,10 @@ def test_no_text_breaks_a_line_or_a_terminal(field: str, hostile: str) -> None:
             assert line.isascii()
             assert line.isprintable()
             assert len(line) < PIPE_BUF
-        assert written.facts.keys() == {*facts(full(**known), Redaction()), field}
+        shown = "model" if field == "asked" else field
+        assert written.facts.keys() == {*facts(full(**known), Redaction()), shown}
         if field not in ("failure", "detail"):
-            assert not set(written.facts[field]) & set('<>"\\ ')
+            assert not set(written.facts[shown]) & set('<>"\\ ')
 
 
 @pytest.mark.parametrize("planted", ["two\nlines", SECRET, "x" * 200, '"'])

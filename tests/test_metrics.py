@@ -70,6 +70,8 @@ def models(metrics: Metrics) -> set[str]:
         ({"timed_out": "head"}, "oxy_timeouts_total", {**RELAY, "kind": "head"}, 1),
         ({"usage": Usage(), "model": "m"}, "oxy_tokens_total", {"kind": "cached", "model": "m"}, 20),
         ({"usage": Usage()}, "oxy_tokens_total", {"kind": "output_audio", "model": "unknown"}, 5),
+        ({"usage": Usage(), "asked": "m"}, "oxy_tokens_total", {"kind": "output_audio", "model": "unknown"}, 5),
+        ({"usage": Usage(), "asked": "m"}, "oxy_tokens_total", {"kind": "output_audio", "model": "m"}, None),
         ({"duration": 3.0}, "oxy_exchange_duration_seconds_sum", RELAY, 3.0),
         ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", {**RELAY, "le": "2.5"}, 0),
         ({"duration": 3.0}, "oxy_exchange_duration_seconds_bucket", {**RELAY, "le": "5.0"}, 1),
