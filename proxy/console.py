@@ -51,11 +51,11 @@ def operator_pages(
     """
     shell = Shell()
     login = Login(settings.access_token, COOKIE_PATHS) if settings.access_token else None
-    log, errors = boards(recall, shell, Overview(recall, in_flight))
+    entries, errors = boards(recall, shell, Overview(recall, in_flight))
     often, said = RateLimit(OFTEN), RateLimit(SAID)
     pages: dict[bytes, Render] = {
-        b"/log": log.page,
-        b"/log/live": log.live,
+        b"/log": entries.page,
+        b"/log/live": entries.live,
         b"/log_errors": errors.page,
         b"/log_errors/live": errors.live,
         b"/debug/runtime": Runtime(settings, shell).page,

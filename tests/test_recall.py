@@ -60,6 +60,16 @@ def test_the_newest_entries_are_found_by_every_filter(recall: Recall, filters: d
     assert [each["number"] for each in found] == [int(each["id"]) for each in found]
 
 
+def test_a_model_that_was_only_asked_for_is_found_and_in_no_sum(tmp_path: Path) -> None:
+    history = History(file := tmp_path / "history.sqlite", days=10**6)
+    history.write([written(id="1", began=NOW, asked="m-1"), written(id="2", began=NOW, model="m-2", asked="m-1")])
+    history.close(0)
+    recall = Recall(file)
+    found = {model: [each["id"] for each in recall.newest(model=model)] for model in ("m-1", "m-2")}
+    assert found == {"m-1": ["1"], "m-2": ["2"]}
+    assert {row["of"] for row in recall.usage("model")} == {"", "m-2"}
+
+
 def test_an_entry_comes_back_as_it_was_written(recall: Recall) -> None:
     (found,) = recall.newest(request_id="2")
     expected = written(id="2", began=NOW, duration=2.0, first_byte=0.5, model="m-1", usage=Usage(1000, total=None))
