@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from proxy.errors import DownstreamClosed, Failure, Fields, Pairs
 from proxy.exchange import Answer, Exchange, Sink
 from proxy.headers import inbound
+from proxy.heads import Head
 
 ENOUGH_TO_HEAR = 16 * 1024  # bytes
 
@@ -50,6 +51,7 @@ class Downstream:
         self.method: str = scope["method"]
         self.headers: Pairs = scope["headers"]  # names in lower case
         self.fields: Fields = scope["fields"]
+        self.head: Head | None = scope.get("head")
         self.upload = Upload(receive, self.fields) if has_body(self.fields) else None
         self.started = False
 

@@ -31,7 +31,7 @@ class WebSocketDownstream:
     `headers`, `fields` and `target` are those of the handshake, less what is the handshake's own.
     """
 
-    upload = None
+    upload = head = None
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope

@@ -7,6 +7,7 @@ from random import getrandbits
 from typing import Literal, Protocol
 
 from proxy.errors import Fields, Pairs, Result
+from proxy.heads import Head, Shaped
 from proxy.usage import Usage
 
 TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
@@ -129,12 +130,17 @@ class Body(Protocol):
 
 
 class Request(Protocol):
-    """What of a request decides about its call. Names of fields are in lower case; `target` is as it came."""
+    """What of a request decides about its call. Names of fields are in lower case; `target` is as it came.
+
+    `head` is there where it may be remembered what was made of it.
+    """
 
     method: str
     headers: Pairs
     fields: Fields
 
+    @property
+    def head(self) -> Head | None: ...
     @property
     def target(self) -> bytes: ...
     @property
@@ -165,7 +171,8 @@ class Call:
     credentials; framing included, `Host` not. `body` is None where the request has none. `timeout` takes the place of
     the setting. `retell` makes another body of that of a successful answer, which is read whole for it. `release` lets
     go of what is kept for the body; whoever has the call calls it when the exchange is over. An `idempotent` one may
-    go out again where it came to nothing; its body can be read again.
+    go out again where it came to nothing; its body can be read again. `shaped` is what it was made of, as long as
+    nothing but its length is its own: whoever changes target or headers takes that away.
     """
 
     method: str
@@ -176,6 +183,7 @@ class Call:
     retell: Callable[[bytes], bytes] | None = None
     release: Callable[[], None] | None = None
     idempotent: bool = False
+    shaped: Shaped | None = None
 
 
 # RFC 6455 7.4.1

@@ -44,7 +44,7 @@ class IncludeUsage:
         call.body = Whole(asking or content)
         if asking is not None:
             kept = [pair for pair in call.headers if pair[0] not in ASKED_WITH]
-            call.headers = [*kept, (b"content-length", str(len(asking)).encode())]
+            call.headers, call.shaped = [*kept, (b"content-length", str(len(asking)).encode())], None
             exchange.usage_added = True
         return call
 

@@ -16,6 +16,7 @@ from proxy.dial import dial
 from proxy.errors import Pairs
 from proxy.exchange import IDEMPOTENT, Body, Timeouts
 from proxy.headers import has_any
+from proxy.heads import Shaped
 
 SMALL = 64 * 1024  # a body whose stated length is no more goes out together with the head
 
@@ -59,7 +60,13 @@ class Pool:
         return len(self._open), len(self._idle)
 
     async def open(
-        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
+        self,
+        method: str,
+        target: bytes,
+        headers: Pairs,
+        body: Body | None,
+        timeouts: Timeouts,
+        shaped: Shaped | None = None,
     ) -> PooledAnswer:
         """Send a request; return its answer when the head is there. The caller closes it, whatever happens.
 
@@ -67,7 +74,13 @@ class Pool:
         what reading `body` raises. A request that found its kept connection dead goes out once more on a fresh one, if
         that can do no harm (RFC 9110 9.2.2).
         """
-        head = head_of(method, target, headers)
+        length = b"%d" % body.length if body is not None and body.length is not None else b""
+        if shaped is not None and shaped.wire is not None:
+            head = length.join(shaped.wire)
+        else:
+            head = head_of(method, target, headers)
+            if shaped is not None:
+                shaped.wire = around_length(head, length)
         first, rest = b"", body
         if body is not None and body.length is not None and body.length <= SMALL:
             first = await body.read()
@@ -208,3 +221,11 @@ def head_of(method: str, target: bytes, headers: Pairs) -> bytes:
     if start.count(b" ") != 2 or not (start.isascii() and start.decode().isprintable()):
         raise httpx.LocalProtocolError("A space, a control character or one beyond ASCII in the request's target")
     return b"\r\n".join(lines)
+
+
+def around_length(head: bytes, digits: bytes) -> tuple[bytes, bytes] | None:
+    """Return what of a head stands before and behind the digits of its length; all of it where it has none."""
+    if not digits:
+        return head, b""
+    before, found, behind = head.partition(b"\r\ncontent-length: %b\r\n" % digits)
+    return (before + b"\r\ncontent-length: ", b"\r\n" + behind) if found else None

@@ -14,7 +14,6 @@ What else it does that uvicorn's does not, each with a test:
 import asyncio
 from collections import deque
 from typing import Any, cast
-from urllib.parse import unquote
 
 import httptools
 from starlette.types import ASGIApp, Scope
@@ -22,9 +21,10 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from proxy.cycle import Cycle, Farewell, refusal, reset
-from proxy.errors import BadRequest, Failure, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
+from proxy.errors import BadRequest, Failure, Fields, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.handshake import offers_websocket
 from proxy.headers import LOWER_CASE, by_name, in_lower_case
+from proxy.heads import Head, cut, is_ordinary, known
 from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
 from proxy.upgrade import WebSocketProtocol, opening
 
@@ -32,7 +32,6 @@ MAX_WAITING = 100  # requests that a client may send ahead
 FEW_WAITING = 8  # as many may wait before no more is read, for while nothing is read no hang-up is noticed
 HEAD_TIMEOUT = 30.0  # seconds for a head to come
 CLIENT_TIMEOUT = 300.0  # seconds for a client to send something of its body, or to read something of its answer
-ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -73,6 +72,8 @@ class HttpProtocol(asyncio.Protocol):
         self._in_head = self._timed = self._large = False
         self._undone = 0  # bytes that the parser keeps: of a head, a chunk's size, a trailer
         self._left = 0  # bytes of a body of known length that are still to come
+        self._text = b""  # by which the head that the parser is about to read may be known (see `heads`)
+        self._parsed = False  # whether the parser has read the head whose body comes
         self._deaf = False  # what comes from here on is dropped
         self._refusal: Failure | None = None  # what is said once those before are answered
 
@@ -83,15 +84,20 @@ class HttpProtocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self.write, self.writelines = self._transport.write, self._transport.writelines  # what a cycle calls
         self._state.connections.add(self)  # type: ignore[arg-type]  # it knows its own kinds only
-        self._server = address(transport.get_extra_info("sockname"))
-        self._client = address(transport.get_extra_info("peername"))
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._scope = {  # of each request
+            "server": address(transport.get_extra_info("sockname")),
+            "client": address(transport.get_extra_info("peername")),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "line": self,
+        }
         self._expect_within(self._head_timeout)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; the exchanges whose heads are complete start from there."""
         if self._left:
             data = self._hear_rest(data)
+        while data and not self._deaf and (again := self._again(data)) is not None:
+            data = again
         if not data or self._deaf:
             return
         self._undone += len(data)
@@ -181,7 +187,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Start the exchange, or let it wait for the one before."""
         if self._parser.should_upgrade():
-            self._upgrading = True
+            self._upgrading, self._text = True, b""
             return
         self._in_head = self._timed = False
         self._undone = 0
@@ -191,37 +197,13 @@ class HttpProtocol(asyncio.Protocol):
         examine(pairs, fields, version)
         if self._large:
             measure(self._target, pairs)
-        target = origin_form(self._target)
-        path, _, query = target.partition(b"?")
-        readable = path.decode("ascii")
-        scope: Scope = {
-            "type": "http",
-            "asgi": ASGI,
-            "http_version": version,
-            "server": self._server,
-            "client": self._client,
-            "scheme": self._scheme,
-            "method": self._parser.get_method().decode("ascii"),
-            "root_path": "",
-            "path": unquote(readable) if "%" in readable else readable,
-            "raw_path": path,
-            "query_string": query,
-            "headers": pairs,
-            "fields": fields,
-            "target": target,
-            "line": self,
-        }
         last = version == "1.0" or not self._parser.should_keep_alive()
-        self._left = int(fields.get(b"content-length", 0))
-        self._latest = scope["sink"] = cycle = Cycle(self, scope, last=last)
-        if self._current is None:
-            self._start(cycle, scope)
-        elif len(self._waiting) < MAX_WAITING:
-            self._waiting.append((cycle, scope))
-            if len(self._waiting) > FEW_WAITING:
-                self.pause_reading()
-        else:
-            self._waiting[-1][0].last = True  # what follows it has to be asked for again (RFC 9112 9.3.2)
+        text, self._text = self._text, b""
+        if last or not (text and is_ordinary(text, pairs, fields)):
+            text = b""
+        method, target = self._parser.get_method().decode("ascii"), origin_form(self._target)
+        self._parsed = True
+        self._begin(Head(text, method, target, version, pairs, fields), pairs, fields, last=last)
 
     def on_body(self, data: bytes) -> None:
         """Hand a piece of the body to its exchange."""
@@ -292,6 +274,40 @@ class HttpProtocol(asyncio.Protocol):
 
     # Its own
 
+    def _again(self, data: bytes) -> bytes | None:
+        """Take a request whose head came before, past the parser; return what lies behind it, None where it did not."""
+        self._text = b""
+        if self._undone or self._in_head or (self._latest is not None and (self._latest.more or self._latest.last)):
+            return None
+        if (found := cut(data)) is None:
+            return None
+        text, digits, end = found
+        if (head := known(text)) is None:
+            self._text = text
+            return None
+        self._deadline = None
+        self._parsed = False
+        self._begin(head, head.headers.stating(digits), head.fields_stating(digits), last=False)
+        rest = data[end:]
+        if self._left:
+            return self._hear_rest(rest) if rest else rest
+        cast(Cycle, self._latest).hear_end()
+        return rest
+
+    def _begin(self, head: Head, pairs: Pairs, fields: Fields, *, last: bool) -> None:
+        """Start an exchange, or let it wait for the one before."""
+        scope: Scope = {**head.scope, **self._scope, "headers": pairs, "fields": fields}
+        self._left = int(fields.get(b"content-length", 0))
+        self._latest = scope["sink"] = cycle = Cycle(self, scope, last=last)
+        if self._current is None:
+            self._start(cycle, scope)
+        elif len(self._waiting) < MAX_WAITING:
+            self._waiting.append((cycle, scope))
+            if len(self._waiting) > FEW_WAITING:
+                self.pause_reading()
+        else:
+            self._waiting[-1][0].last = True  # what follows it has to be asked for again (RFC 9112 9.3.2)
+
     def _start(self, cycle: Cycle, scope: Scope) -> None:
         self._current = cycle
         self._task = task = self.loop.create_task(cycle.run(self._app, scope))
@@ -308,7 +324,8 @@ class HttpProtocol(asyncio.Protocol):
         self._left -= len(piece)
         cycle.hear(piece)
         if not self._left:
-            self._parser, self._deaf = new_parser(self), cycle.last
+            if self._parsed:
+                self._parser, self._deaf = new_parser(self), cycle.last
             cycle.hear_end()
         return data
 

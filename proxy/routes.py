@@ -17,6 +17,7 @@ from proxy.headers import (
     outbound,
     without_cookie,
 )
+from proxy.heads import Shaped, remember
 from proxy.settings import Settings
 
 ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
@@ -43,19 +44,23 @@ class Relay:
         self._crossing = Crossing(drop, prefixes)
 
     async def shape(self, exchange: Exchange, downstream: Request) -> Call:
-        """Check the client's key and the path, then return the call."""
+        """Check the client's key and the path, then return the call. Of a head that came before, it is what it was."""
+        head = downstream.head
+        if head is not None and (shaped := head.shaped) is not None and shaped.by is self:
+            exchange.key = shaped.key
+            headers = shaped.headers.stating(downstream.fields.get(b"content-length", b""))
+            return Call(downstream.method, shaped.target, headers, downstream.upload, shaped=shaped)
         admitted, exchange.key = self._access.admit(downstream.headers)
         target = downstream.target
         if target.startswith(ALIAS + b"/v1/"):
             target = target[len(ALIAS) :]
         self.check(target)
         headers = self.cleaned(admitted, downstream)
-        return Call(
-            method=downstream.method,
-            target=target,
-            headers=headers + self._access.signature(headers),
-            body=downstream.upload,
-        )
+        headers = headers + self._access.signature(headers)
+        if head is not None and head.text and not self._append:
+            head.shaped = Shaped(self, exchange.key, target, headers)
+            remember(head)
+        return Call(downstream.method, target, headers, downstream.upload)
 
     def check(self, target: bytes) -> None:
         """Raise `NotFound` if the target's path is not on the list of what is relayed."""

@@ -18,6 +18,7 @@ import httpx
 
 from proxy.errors import Pairs
 from proxy.exchange import IDEMPOTENT, Body, Sink, Timeouts
+from proxy.heads import Shaped
 from proxy.values import Target
 
 # A kept connection is given up before common middle boxes drop it in silence.
@@ -50,7 +51,13 @@ class ThroughHttpx:
         self._url = httpx.URL(str(target))
 
     async def open(
-        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
+        self,
+        method: str,
+        target: bytes,
+        headers: Pairs,
+        body: Body | None,
+        timeouts: Timeouts,
+        shaped: Shaped | None = None,
     ) -> "HttpxAnswer":
         """Send a request; return its answer when the head is there.
 

@@ -25,6 +25,7 @@ from proxy.entra import Entra
 from proxy.errors import BadRequest, Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Call, Exchange, Timeouts
 from proxy.headers import first
+from proxy.heads import Shaped
 from proxy.settings import Settings
 from proxy.through_httpx import ThroughHttpx, own_transport
 from proxy.values import Target
@@ -58,7 +59,13 @@ class Bank(Protocol):
     @property
     def connections(self) -> tuple[int, int]: ...
     async def open(
-        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts
+        self,
+        method: str,
+        target: bytes,
+        headers: Pairs,
+        body: Body | None,
+        timeouts: Timeouts,
+        shaped: Shaped | None = None,
     ) -> Answer: ...
     async def aclose(self) -> None: ...
 
@@ -100,6 +107,7 @@ class Upstream:
         if call.timeout is None:
             exchange.timeout = self._timeouts.read
         if self.prepares:
+            call.shaped = None
             await self.prepare(call)
         while call.idempotent and exchange.retries < RETRIES:
             try:
@@ -131,7 +139,8 @@ class Upstream:
         timeouts = self._timeouts
         if call.timeout is not None:
             timeouts = replace(timeouts, read=call.timeout, write=call.timeout)
-        answer = await self._bank.open(call.method, self.place(call.target), headers, call.body, timeouts)
+        target = self.place(call.target)
+        answer = await self._bank.open(call.method, target, headers, call.body, timeouts, call.shaped)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")

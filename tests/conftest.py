@@ -82,6 +82,8 @@ def clean_room(monkeypatch: pytest.MonkeyPatch, nowhere: Path, request: pytest.F
             monkeypatch.delenv(name)
     own = "tmp_path" in request.fixturenames
     monkeypatch.chdir(request.getfixturevalue("tmp_path") if own else nowhere)
+    monkeypatch.setattr("proxy.heads._known", {})  # what one test has said is news to another
+    monkeypatch.setattr("proxy.heads._seen", set())
     yield
     left = [*nowhere.iterdir()]
     for file in left:

@@ -220,13 +220,15 @@ async def test_any_fields_of_a_request_go_on_in_order_less_those_that_end_here(
 ) -> None:
     stage.upstream.says(answer())
     padded = [(name, before + value + after) for name, value in said]
-    (heard,), (back,) = await stage.play(stage.transparent, request("POST", headers=padded, body=body))
-    assert heard.body == (body or b"")
-    assert heard.all(b"content-length") == ([] if body is None else [b"%d" % len(body)])
-    assert heard.all(b"host") == [stage.upstream.url.removeprefix("http://").encode()]
-    assert less(heard.headers, {b"host", b"content-length"}) == crossing(said, END_WITH_US, FORWARDED)
-    asked = [value for name, value in said if name.lower() == b"x-request-id"]
-    assert back.all(b"x-incoming-request-id") == asked[:1]
+    for _ in range(3):  # then the head is known, and goes past the parser
+        (heard,), (back,) = await stage.play(stage.transparent, request("POST", headers=padded, body=body))
+        assert heard.body == (body or b"")
+        assert heard.all(b"content-length") == ([] if body is None else [b"%d" % len(body)])
+        assert heard.all(b"host") == [stage.upstream.url.removeprefix("http://").encode()]
+        assert less(heard.headers, {b"host", b"content-length"}) == crossing(said, END_WITH_US, FORWARDED)
+        asked = [value for name, value in said if name.lower() == b"x-request-id"]
+        assert back.all(b"x-incoming-request-id") == asked[:1]
+        body = body and body + b"and more"
 
 
 @in_one_loop

@@ -1,0 +1,143 @@
+"""Heads of requests that come again, word for word but for the length of the body.
+
+A client says the same head with each request, on all connections of its program. What llhttp and RFC 9112 made of it,
+and what the relay made of that, is remembered and used again: the same bytes, read from the same state, mean the same.
+
+Rules of the house: only what was admitted is remembered, when it comes for the second time, up to a bound, so that
+nobody without a key can fill this, nor heads that never come again. Only an ordinary head is: of HTTP/1.1, on a
+connection that goes on, with no coding of the body and no offer to speak another protocol.
+"""
+
+from urllib.parse import unquote
+
+from starlette.types import Scope
+
+from proxy.errors import Fields, Pairs
+
+ASGI = {"version": "3.0", "spec_version": "2.3"}
+MOST = 256  # heads
+MOST_SEEN = 4096  # hashes of those that came once
+LONGEST = 8 * 1024  # bytes
+MOST_DIGITS = 15
+END = b"\r\n\r\n"
+LENGTH = b"content-length"
+LENGTHS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")  # as clients spell it
+UNUSUAL = (b"transfer-encoding", b"upgrade", b"expect")
+
+
+class Lengthy:
+    """Fields of which one, `at` this place, states the length of a body; or none, then that is -1."""
+
+    __slots__ = ("at", "pairs")
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self.at = next((place for place, (name, _) in enumerate(pairs) if name == LENGTH), -1)
+
+    def stating(self, digits: bytes) -> Pairs:
+        """Return them with this length."""
+        pairs = self.pairs.copy()
+        if self.at >= 0:
+            pairs[self.at] = (LENGTH, digits)
+        return pairs
+
+
+class Shaped:
+    """What a route, `by`, made of a head: the name of the client's key, and target and fields of the call.
+
+    `wire` is the head of the call as it goes upstream, in two pieces: before and behind the digits of the length.
+    """
+
+    __slots__ = ("by", "headers", "key", "target", "wire")
+
+    def __init__(self, by: object, key: str | None, target: bytes, headers: Pairs) -> None:
+        self.by = by
+        self.key = key
+        self.target = target
+        self.headers = Lengthy(headers)
+        self.wire: tuple[bytes, bytes] | None = None
+
+
+class Head:
+    """A head that may be remembered under its `text`, b"" for none; and what of its ASGI scope is always the same.
+
+    `target` is in origin form, `fields` are the pairs by name. `shaped` is what a route has made of it.
+    """
+
+    __slots__ = ("fields", "headers", "scope", "shaped", "text")
+
+    def __init__(self, text: bytes, method: str, target: bytes, version: str, pairs: Pairs, fields: Fields) -> None:
+        path, _, query = target.partition(b"?")
+        readable = path.decode("ascii")
+        self.text = text
+        self.headers = Lengthy(pairs)
+        self.fields = fields
+        self.shaped: Shaped | None = None
+        self.scope: Scope = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": version,
+            "method": method,
+            "root_path": "",
+            "path": unquote(readable) if "%" in readable else readable,
+            "raw_path": path,
+            "query_string": query,
+            "target": target,
+            "head": self,
+        }
+
+    def fields_stating(self, digits: bytes) -> Fields:
+        """Return the fields by name, with this length where they state one."""
+        return {**self.fields, LENGTH: digits} if digits else self.fields.copy()
+
+
+_known: dict[bytes, Head] = {}
+_seen: set[int] = set()
+
+
+def cut(data: bytes) -> tuple[bytes, bytes, int] | None:
+    """Return the text by which the head at the beginning may be known, the digits of its length, and where it ends.
+
+    The text is all of it but those digits. None where the head is not all there, is long, or states an odd length.
+    """
+    end = data.find(END, 0, LONGEST)
+    if end < 0:
+        return None
+    for length in LENGTHS:
+        at = data.find(length, 0, end)
+        if at >= 0:
+            at += len(length)
+            stop = data.find(b"\r\n", at)
+            digits = data[at:stop]
+            if not digits.isdigit() or len(digits) > MOST_DIGITS or (len(digits) > 1 and digits.startswith(b"0")):
+                return None
+            return data[:at] + data[stop:end], digits, end + len(END)
+    return data[:end], b"", end + len(END)
+
+
+def known(text: bytes) -> Head | None:
+    """Return the head that has this text, if it is remembered."""
+    return _known.get(text)
+
+
+def is_ordinary(text: bytes, pairs: Pairs, fields: Fields) -> bool:
+    """Tell whether a head may be remembered under this text: what was read is all of its lines."""
+    lines = len(pairs)
+    return (
+        text[:1].isupper()
+        and text.count(b"\n") == text.count(b"\r") == lines
+        and len(fields) == lines
+        and not any(name in fields for name in UNUSUAL)
+    )
+
+
+def remember(head: Head) -> None:
+    """Remember a head from the second time on."""
+    if (mark := hash(head.text)) not in _seen:
+        if len(_seen) >= MOST_SEEN:
+            _seen.clear()
+        _seen.add(mark)
+    elif head.text not in _known:
+        if len(_known) >= MOST:
+            del _known[next(iter(_known))]
+        _known[head.text] = head

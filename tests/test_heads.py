@@ -1,0 +1,264 @@
+"""A head that came before goes past the parser, and neither the upstream nor the client can tell."""
+
+import pytest
+
+from proxy import heads
+from proxy.headers import by_name
+from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, cut, is_ordinary, known, remember
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, ways
+from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
+
+way = ways("fast")
+
+KEY = (b"Authorization", b"Bearer " + CLIENT_KEY.encode())
+SDK = [KEY, (b"User-Agent", b"OpenAI/Python 1.99.0"), (b"X-Stainless-OS", b"Linux"), (b"Content-Type", b"text/plain")]
+
+
+@pytest.fixture
+def past(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The texts of the heads that went past the parser."""
+    found: list[bytes] = []
+
+    def noted(text: bytes) -> Head | None:
+        head = known(text)
+        if head is not None:
+            found.append(text)
+        return head
+
+    monkeypatch.setattr("proxy.protocol.known", noted)
+    return found
+
+
+async def play(client: Peer, *requests: bytes) -> list[Heard]:
+    """Say one request after the other, each when the one before has its answer."""
+    answers = []
+    for said in requests:
+        await client.say(said)
+        answers.append(await client.hear())
+    return answers
+
+
+def post(body: bytes, headers: Pairs = SDK, target: bytes = b"/v1/chat/completions?a") -> bytes:
+    return request("POST", target, headers, body)
+
+
+async def test_a_head_goes_past_the_parser_from_the_third_time_on(
+    proxy: Running, upstream: Upstream, past: list[bytes]
+) -> None:
+    upstream.says(answer())
+    bodies = [b"a", b"bb", b"c" * 12, b"", b"dd", b"e" * 100_000]
+    client = await proxy.connect()
+    for body, times in zip(bodies, (0, 0, 1, 2, 3, 4), strict=True):
+        [back] = await play(client, post(body))
+        assert (back.status, len(past)) == (200, times)
+    for heard, body in zip(upstream.heard, bodies, strict=True):
+        assert heard.start == b"POST /v1/chat/completions?a HTTP/1.1"
+        assert heard.headers == [
+            (b"host", f"127.0.0.1:{upstream.port}".encode()),
+            *[(name.lower(), value) for name, value in SDK[1:]],
+            (b"content-length", b"%d" % len(body)),
+            (b"authorization", b"Bearer " + UPSTREAM_KEY.encode()),
+        ]
+        assert heard.body == body
+
+
+async def test_it_is_known_on_another_connection_too_and_without_a_body(
+    proxy: Running, upstream: Upstream, past: list[bytes]
+) -> None:
+    upstream.says(answer())
+    for times in (0, 0, 1, 2):
+        await play(await proxy.connect(), request(headers=SDK))
+        assert len(past) == times
+    assert len({tuple(heard.headers) for heard in upstream.heard}) == 1
+
+
+async def test_one_that_comes_for_the_second_time_behind_another_is_not_that_one(
+    proxy: Running, upstream: Upstream, past: list[bytes]
+) -> None:
+    """The text is that of the first head in what came; a second one there is read under none."""
+    upstream.says(answer())
+    client = await proxy.connect()
+    for _ in range(3):
+        await client.say(post(b"one", target=b"/one") + post(b"two!", [KEY], b"/two"))
+        assert [(await client.hear()).status for _ in range(2)] == [200, 200]
+    assert [(heard.target, heard.body) for heard in upstream.heard] == [(b"/one", b"one"), (b"/two", b"two!")] * 3
+    assert [text.partition(b" HTTP")[0] for text in past] == [b"POST /one"]
+
+
+async def test_many_that_are_known_may_come_at_once_and_cut_anywhere(
+    proxy: Running, upstream: Upstream, past: list[bytes]
+) -> None:
+    upstream.says(answer())
+    client = await proxy.connect()
+    await play(client, *[post(b"to begin with")] * 2)
+    said = b"".join(post(b"%d" % number * number) for number in range(9)) + b"\r\n" + post(b"odd")
+    for step in (len(said), 701, 97, 13):
+        del upstream.heard[:], past[:]
+        await client.dribble(*[said[at : at + step] for at in range(0, len(said), step)])
+        assert [(await client.hear()).status for _ in range(10)] == [200] * 10
+        assert [heard.body for heard in upstream.heard] == [b"%d" % number * number for number in range(9)] + [b"odd"]
+        assert past or step < 300  # which is less than a head
+
+
+async def test_what_comes_between_goes_through_the_parser_and_back(
+    proxy: Running, upstream: Upstream, past: list[bytes]
+) -> None:
+    upstream.says(answer())
+    client = await proxy.connect()
+    await play(client, *[post(b"again")] * 3)
+    in_chunks = [*SDK, (b"Transfer-Encoding", b"chunked")]
+    await play(client, request("POST", headers=in_chunks) + chunked(b"one", b"two", b""))
+    await play(
+        client, post(b"and again"), request("POST", headers=in_chunks) + chunked(b"three", b""), post(b"the last")
+    )
+    assert [heard.body for heard in upstream.heard[3:]] == [b"onetwo", b"and again", b"three", b"the last"]
+    assert len(past) == 3
+
+
+async def test_behind_the_last_request_of_a_connection_nothing_known_begins(
+    proxy: Running, upstream: Upstream, past: list[bytes]
+) -> None:
+    upstream.says(answer())
+    await play(await proxy.connect(), *[post(b"known")] * 3)
+    client = await proxy.connect()
+    await client.say(post(b"last", [*SDK, (b"Connection", b"close")]) + post(b"known"))
+    assert (await client.rest()).count(b"HTTP/1.1 200") == 1
+    assert [heard.body for heard in upstream.heard[3:]] == [b"last"]
+    assert len(past) == 1
+
+
+async def test_what_is_malformed_behind_a_known_head_is_refused_as_ever(proxy: Running, upstream: Upstream) -> None:
+    upstream.says(answer())
+    client = await proxy.connect()
+    await play(client, *[post(b"known")] * 3)
+    await client.say(post(b"known") + b"no HTTP at all\r\n\r\n")
+    assert [(await client.hear()).status for _ in range(2)] == [200, 400]
+    await client.closed()
+
+
+async def test_a_wrong_key_is_never_remembered(proxy: Running, upstream: Upstream, past: list[bytes]) -> None:
+    upstream.says(answer())
+    client = await proxy.connect()
+    wrong = post(b"{}", [(b"Authorization", b"Bearer " + CLIENT_KEY.encode()[:-1])])
+    assert {back.status for back in await play(client, *[wrong] * 4)} == {401}
+    assert not upstream.heard
+    assert not heads._seen, "nobody without a key fills this"
+
+
+async def test_what_one_proxy_made_of_a_head_is_not_what_another_makes_of_it(
+    proxy: Running, start: Start, upstream: Upstream, past: list[bytes]
+) -> None:
+    upstream.says(answer())
+    await play(await proxy.connect(), *[post(b"{}")] * 3)
+    async with start(**SWAP | {"PROXY_X_API_KEY": "another"}) as other:
+        assert {back.status for back in await play(await other.connect(), *[post(b"{}")] * 3)} == {401}
+    async with start(**SWAP | {"OPENAI_API_KEY": "sk-another"}) as other:
+        await play(await other.connect(), *[post(b"{}")] * 3)
+    assert {heard.get(b"authorization") for heard in upstream.heard[3:]} == {b"Bearer sk-another"}
+    assert len(past) == 7
+
+
+async def test_the_clients_address_is_that_of_each_connection(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer())
+    async with start(PROXY_FORWARDED="append") as proxy:
+        await play(await proxy.connect(), *[post(b"{}", [])] * 4)
+    assert {heard.get(b"x-forwarded-for") for heard in upstream.heard} == {b"127.0.0.1"}
+    assert not heads._known, "another client with the same head has another address"
+
+
+async def test_a_deployment_is_that_of_each_body(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer())
+    azure = {"PROXY_AZURE": "deployments", "OPENAI_API_VERSION": "2024-10-21"}
+    models = [b"gpt-1", b"gpt-1", b"gpt-1", b"gpt-2"]
+    async with start(**SWAP, **azure) as proxy:
+        await play(
+            await proxy.connect(), *[post(b'{"model":"%b"}' % model, target=b"/v1/embeddings") for model in models]
+        )
+    assert [heard.target.split(b"/")[3] for heard in upstream.heard] == models
+
+
+async def test_a_body_that_asks_for_usage_has_its_own_length(start: Start, upstream: Upstream) -> None:
+    upstream.says(answer())
+    streamed, plain = b'{"stream":true}', b'{"n":1}'
+    said = [plain, plain, plain, streamed, plain]
+    async with start(**SWAP, PROXY_INCLUDE_USAGE="1") as proxy:
+        await play(await proxy.connect(), *map(post, said))
+    asked = b'{"stream":true,"stream_options":{"include_usage": true}}'
+    assert [heard.body for heard in upstream.heard] == [plain, plain, plain, asked, plain]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [*SDK, (b"A", b"1"), (b"a", b"2")],
+        [*SDK, (b"Expect", b"100-continue")],
+        [*SDK, (b"Connection", b"upgrade"), (b"Upgrade", b"h2c")],
+        [*SDK, (b"X", b"x" * LONGEST)],
+        [*SDK, (b"Content-LENGTH", b"5")],
+    ],
+    ids=["a name twice", "expect", "an offer", "long", "another spelling of the length"],
+)
+async def test_a_head_that_is_not_ordinary_is_served_and_not_remembered(
+    transparent: Running, upstream: Upstream, past: list[bytes], headers: Pairs
+) -> None:
+    upstream.says(answer())
+    client = await transparent.connect()
+    spelled = any(name.lower() == b"content-length" for name, _ in headers)
+    said = request("POST", headers=headers, body=None if spelled else b"hello") + (b"hello" if spelled else b"")
+    for _ in range(4):
+        await client.say(said)
+        back = await client.hear()
+        if back.status == 100:
+            back = await client.hear()
+        assert back.status == 200
+    assert [heard.body for heard in upstream.heard] == [b"hello"] * 4
+    assert len(past) == (2 if spelled else 0)  # that one is known with its length
+
+
+@pytest.mark.parametrize("digits", [b"+5", b"05", b"5 ", b"0x5", b"5,5", b"", b"\xb2", b"1" * 16])
+def test_an_odd_length_is_left_to_the_parser(digits: bytes) -> None:
+    assert cut(b"POST / HTTP/1.1\r\nContent-Length: " + digits + b"\r\nHost: h\r\n\r\n") is None
+
+
+def test_the_text_is_the_head_less_its_length() -> None:
+    head = b"POST / HTTP/1.1\r\ncontent-length: 12\r\nHost: h\r\n\r\n"
+    text = b"POST / HTTP/1.1\r\ncontent-length: \r\nHost: h"
+    assert cut(head + b"and more") == (text, b"12", len(head))
+    assert cut(head[:-1]) is None
+    assert cut(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") == (b"GET / HTTP/1.1\r\nHost: h", b"", 27)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "ordinary"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: h", [(b"host", b"h")], True),
+        (b"\r\nGET / HTTP/1.1\r\nHost: h", [(b"host", b"h")], False),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nA: 1", [(b"host", b"h")], False),
+        (b"GET / HTTP/1.1\r\nHost: h\nA: 1", [(b"host", b"h"), (b"a", b"1")], False),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nA: \r1", [(b"host", b"h"), (b"a", b"1")], False),
+        (
+            b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked",
+            [(b"host", b"h"), (b"transfer-encoding", b"")],
+            False,
+        ),
+    ],
+)
+def test_a_head_is_ordinary_if_each_of_its_lines_was_read_as_a_field(text: bytes, pairs: Pairs, ordinary: bool) -> None:
+    assert is_ordinary(text, pairs, by_name(pairs)) is ordinary
+
+
+def made(number: int) -> Head:
+    return Head(b"GET /%d HTTP/1.1" % number, "GET", b"/%d" % number, "1.1", [], {})
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    for _ in range(2):
+        for number in range(MOST + 1):
+            remember(made(number))
+    assert len(heads._known) == MOST
+    assert known(made(0).text) is None
+    assert known(made(MOST).text) is not None
+    for number in range(MOST_SEEN + 1):
+        remember(made(10_000 + number))
+    assert len(heads._seen) <= MOST_SEEN
+    assert len(heads._known) == MOST, "what comes once drives nothing out"
