@@ -34,6 +34,12 @@ class Home(Protocol):
 class Connection(asyncio.Protocol):
     """One connection to the upstream."""
 
+    __slots__ = (
+        "_alarm", "_alarm_at", "_answer", "_bodiless", "_drained", "_framed", "_head_size", "_in_head", "_large",
+        "_left", "_pairs", "_parser", "_parser_behind", "_pool", "_reading_paused", "_reusable", "_sent", "_transport",
+        "_uploader", "_writing_paused", "alive", "deadline", "heard", "loop",
+    )  # fmt: skip
+
     def __init__(self, pool: Home, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.deadline: float | None = None

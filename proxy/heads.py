@@ -8,9 +8,8 @@ nobody without a key can fill this, nor heads that never come again. Only an ord
 connection that goes on, with no coding of the body and no offer to speak another protocol.
 """
 
+from typing import Any
 from urllib.parse import unquote
-
-from starlette.types import Scope
 
 from proxy.errors import Fields, Pairs
 
@@ -73,7 +72,7 @@ class Head:
         self.headers = Lengthy(pairs)
         self.fields = fields
         self.shaped: Shaped | None = None
-        self.scope: Scope = {
+        self.scope: dict[str, Any] = {
             "type": "http",
             "asgi": ASGI,
             "http_version": version,
@@ -83,7 +82,6 @@ class Head:
             "raw_path": path,
             "query_string": query,
             "target": target,
-            "head": self,
         }
 
     def fields_stating(self, digits: bytes) -> Fields:

@@ -37,6 +37,14 @@ CLIENT_TIMEOUT = 300.0  # seconds for a client to send something of its body, or
 class HttpProtocol(asyncio.Protocol):
     """One connection of a client, with its exchanges one after the other."""
 
+    __slots__ = (
+        "_alarm", "_app", "_client_timeout", "_config", "_current", "_deadline", "_deaf", "_drained", "_head_timeout",
+        "_in_head", "_keep_alive_timeout", "_large", "_latest", "_left", "_pairs", "_parsed", "_parser",
+        "_reading_paused", "_refusal", "_scope", "_state", "_target", "_task", "_text", "_timed", "_transport",
+        "_undone", "_unsent", "_upgrading", "_waiting", "client_due", "gone", "loop", "stopping", "writable", "write",
+        "writelines",
+    )  # fmt: skip
+
     def __init__(
         self,
         config: Config,
@@ -88,7 +96,6 @@ class HttpProtocol(asyncio.Protocol):
             "server": address(transport.get_extra_info("sockname")),
             "client": address(transport.get_extra_info("peername")),
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
-            "line": self,
         }
         self._expect_within(self._head_timeout)
 
@@ -296,7 +303,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def _begin(self, head: Head, pairs: Pairs, fields: Fields, *, last: bool) -> None:
         """Start an exchange, or let it wait for the one before."""
-        scope: Scope = {**head.scope, **self._scope, "headers": pairs, "fields": fields}
+        scope = head.scope | self._scope
+        scope["head"], scope["headers"], scope["fields"], scope["line"] = head, pairs, fields, self
         self._left = int(fields.get(b"content-length", 0))
         self._latest = scope["sink"] = cycle = Cycle(self, scope, last=last)
         if self._current is None:
