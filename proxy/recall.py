@@ -91,6 +91,11 @@ class Recall:
             )
             return list(islice(found, limit))
 
+    def latest(self) -> int:
+        """Return the number of the newest entry, 0 where there is none."""
+        (found,) = self._ask("SELECT coalesce(max(last), 0) FROM entries")
+        return int(found[0])
+
     def totals(self, since: float = 0.0) -> Row:
         """Return the totals of what began in the hour of `since` or later.
 

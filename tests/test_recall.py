@@ -147,6 +147,12 @@ def test_an_entry_comes_back_as_it_was_written(recall: Recall) -> None:
     assert found == {"number": 2, **expected.facts}
 
 
+def test_the_latest_number_is_that_of_the_newest_entry(recall: Recall, tmp_path: Path) -> None:
+    assert recall.latest() == 6
+    History(tmp_path / "another", days=1).write([])
+    assert Recall(tmp_path / "another").latest() == 0
+
+
 def test_totals_are_those_of_all_entries(recall: Recall) -> None:
     totals = recall.totals()
     expected = {
@@ -254,6 +260,7 @@ def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: p
     asking = recall._asking
     monkeypatch.setattr(recall, "_asking", explained)
     recall.newest()
+    recall.latest()
     recall.totals()
     recall.minutes()
     for by in ("model", "route", "day", "key"):
