@@ -129,7 +129,7 @@ class History:
         hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
         minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
         return [
-            *((ADD_ENTRIES, [row]) for row in rows),
+            (ADD_ENTRIES, rows),
             (ADD_HOURLY, [(*key, *values) for key, values in hourly.items()]),
             (ADD_MINUTELY, [(*key, *values) for key, values in minutely.items()]),
             (ADD_TIMES, [(hour, kind, count) for hour, counts in times.items() for kind, count in counts.items()]),

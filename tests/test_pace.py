@@ -46,7 +46,7 @@ def keeping(tmp_path: Path) -> Work:
     [
         (telling, BATCH // TOLD_AT_ONCE + BATCH // SPELLED_AT_ONCE),
         (counting, BATCH // metrics.SLICE),
-        (keeping, 2 * BATCH // history.SLICE),
+        (keeping, BATCH // history.SLICE + 4),
     ],
 )
 def test_it_breathes_between_slices(
