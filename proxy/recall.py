@@ -70,8 +70,8 @@ class Recall:
     ) -> list[Facts]:
         """Return the newest entries, the newest first, each with its `number`.
 
-        `after` leaves out what has that number or a lower one. `status` is a class ("4xx"). `failed` leaves out what
-        went well. `request_id` is ours or the client's own.
+        `after` leaves out what has that number or a lower one. `status` is a class ("4xx", "none"). `failed` leaves
+        out what went well. `request_id` is ours or the client's own.
         """
         asked = {"route": route, "model": model}
         patterns = [member(which, value) for which, value in asked.items() if value is not None]
