@@ -93,8 +93,8 @@ class Board:
             except NoHistory as problem:
                 overview, latest, rows = shown, after, NOTHING
                 said.append(event("trouble", str(problem)))
+            after = latest
             if rows:
-                after = latest
                 said.append(event("entries", rows, latest))
             if overview != shown:
                 shown = overview
@@ -123,10 +123,11 @@ class Board:
         )
 
     def _newest(self, filters: Filters, after: int) -> tuple[int, Html]:
-        """Return the rows of what came after that number, and the number that they come to."""
+        """Return the rows of what came after that number, and the number up to which there are no others."""
+        latest = self._recall.latest()  # asked first, for what comes in between may be wanted
         entries = self._recall.newest(after=after, failed=self._failed, **asdict(filters))
         rows = joined(*(self._entry(**shown(facts)) for facts in entries))
-        return (entries[0]["number"] if entries else after), rows
+        return max([latest, *(facts["number"] for facts in entries[:1])]), rows
 
     def _options(self, values: Sequence[str], chosen: str | None) -> Html:
         # A route that was chosen and has no entry is still the one that was chosen.

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import quote
 
 from proxy.exchange import Exchange
-from proxy.usage import Usage
 
 Facts = dict[str, Any]
 Redact = Callable[[str], str]
@@ -169,25 +168,25 @@ def as_json(known: Exchange) -> str:
 
     By hand: with a dict and `json` it takes three times as long. Only messages need escapes; names that are fit for
     this have neither quotation mark nor backslash, and the rest is words of ours. What is alike in most exchanges is
-    spelled once for all of them.
+    spelled once for all of them. Times are told to the microsecond.
     """
     incoming_id = "" if known.incoming_id is None else f',"incoming_id":"{known.incoming_id}"'
     upstream_id = "" if known.upstream_id is None else f',"upstream_id":"{known.upstream_id}"'
     kind = _kind(known.route, known.method, known.path, known.named, known.stream, known.status, known.result)
     timeout = _timeout(known.timeout, known.timeout_source, known.timed_out)
-    first_byte = "" if known.first_byte is None else f',"first_byte":{seconds(known.first_byte)}'
-    upstream_wait = "" if known.upstream_wait is None else f',"upstream_wait":{seconds(known.upstream_wait)}'
-    first_chunk = "" if known.first_chunk is None else f',"first_chunk":{seconds(known.first_chunk)}'
-    client_wait = "" if known.client_wait is None else f',"client_wait":{seconds(known.client_wait)}'
+    first_byte = "" if known.first_byte is None else f',"first_byte":{known.first_byte:.6f}'
+    upstream_wait = "" if known.upstream_wait is None else f',"upstream_wait":{known.upstream_wait:.6f}'
+    first_chunk = "" if known.first_chunk is None else f',"first_chunk":{known.first_chunk:.6f}'
+    client_wait = "" if known.client_wait is None else f',"client_wait":{known.client_wait:.6f}'
     talk = "" if known.messages_in is None else _talk(known)
-    spent = "" if not known.usage else _spent(known.usage)
+    tokens = "" if not known.usage else _tokens(*known.usage) % (*known.usage.values(),)
     rest = _rest(known.usage_added, known.retries, known.overloaded, known.cancelled, known.key)
     failure = "" if known.failure is None else f',"failure":{quoted(known.failure)}'
     detail = "" if known.detail is None else f',"detail":{quoted(known.detail)}'
     return (
         f'{{"time":"{moment(known.began)}","id":"{known.id}"{incoming_id}{upstream_id}{kind}{timeout}'
-        f',"duration":{seconds(known.duration)}{first_byte}{first_chunk}{client_wait}{upstream_wait}'
-        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{spent}{rest}{failure}{detail}}}'
+        f',"duration":{known.duration:.6f}{first_byte}{first_chunk}{client_wait}{upstream_wait}'
+        f',"bytes_in":{known.bytes_in},"bytes_out":{known.bytes_out}{talk}{tokens}{rest}{failure}{detail}}}'
     )
 
 
@@ -208,8 +207,9 @@ def _rest(added: bool | None, retries: int, overloaded: bool, cancelled: bool, k
     return f'{asked},"retries":{retries},"overloaded":{TRUTH[overloaded]},"cancelled":{TRUTH[cancelled]}{named}'
 
 
-def _spent(usage: Usage) -> str:
-    counts = ",".join([f'"{kind}":{count}' for kind, count in usage.items()])
+@lru_cache(maxsize=64)
+def _tokens(*kinds: str) -> str:
+    counts = ",".join([f'"{kind}":%d' for kind in kinds])
     return f',"tokens":{{{counts}}}'
 
 
@@ -221,15 +221,9 @@ def _talk(known: Exchange) -> str:
 
 @lru_cache(maxsize=64)
 def _timeout(timeout: float | None, source: str, timed_out: str | None) -> str:
-    line = "" if timeout is None else f',"timeout":{seconds(timeout)}'
+    line = "" if timeout is None else f',"timeout":{round(timeout, 6)}'
     line += f',"timeout_source":"{source}"'
     return line if timed_out is None else f'{line},"timed_out":"{timed_out}"'
-
-
-def seconds(value: float) -> str:
-    """Return a time as it is written down: to the microsecond."""
-    text = f"{value:.6f}".rstrip("0")
-    return f"{text}0" if text[-1] == "." else text
 
 
 def moment(value: float) -> str:

@@ -1,10 +1,10 @@
 """The history: entries and totals in one SQLite file, shared by the workers.
 
-Entries are kept as they are, the newest of them; totals by the hour, route, model, key and class of status, and for a
-while by the minute; times in classes 5 % wide, from which quantiles are read (`recall`). All are written by the same
-batch in one transaction, so that a worker that is killed loses the batch that was gathering and no more. WAL lets pages
-read meanwhile. Without a sync for each transaction, a machine that loses its power may lose the last ones
-(sqlite.org/pragma.html#pragma_synchronous).
+Entries are kept as they are, the newest of them, up to a hundred lines in a row; totals by the hour, route, model, key
+and class of status, and for a while by the minute; times in classes 5 % wide, from which quantiles are read (`recall`).
+All are written by the same batch in one transaction, so that a worker that is killed loses the batch that was gathering
+and no more. WAL lets pages read meanwhile. Without a sync for each transaction, a machine that loses its power may lose
+the last ones (sqlite.org/pragma.html#pragma_synchronous).
 """
 
 import logging
@@ -13,20 +13,18 @@ import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from operator import add, attrgetter
+from operator import add
 from pathlib import Path
 from typing import Any
 
 from proxy.entry import Entry, FirstFew, failed, status_class
+from proxy.exchange import Exchange
 from proxy.pace import in_slices
 from proxy.tables import (
     ADD_ENTRIES,
-    ADD_ENTRY,
     ADD_HOURLY,
     ADD_MINUTELY,
     ADD_TIMES,
-    AT_ONCE,
     DAY,
     HOUR,
     KEEP_THE_NEWEST,
@@ -38,9 +36,9 @@ from proxy.tables import (
     time_class,
 )
 
-MOST_ENTRIES = 100_000  # about 90 MB
+MOST_ENTRIES = 100_000  # and up to 99 more, with which the oldest share a row; about 70 MB
 MOST_UNWRITTEN = 10_000
-SLICE = 100  # entries, about 0.4 ms
+SLICE = 100  # entries, which become a row and take about 0.4 ms
 MOST_MODELS = 100  # by name; see `FirstFew`
 RETRY = 5.0  # seconds
 PRUNING = 60.0  # seconds
@@ -50,13 +48,6 @@ log = logging.getLogger("oxy")
 Row = tuple[Any, ...]
 Values = tuple[float, ...]
 Group = tuple[int, str, str | None, str | None, int | None]
-
-# The attributes of an exchange that go as they are into a row of entries, and into totals.
-_columns = attrgetter("began", "id", "incoming_id", "route", "named")
-_measures = attrgetter(
-    *("overloaded", "cancelled", "retries", "bytes_in", "bytes_out"),
-    *("duration", "first_byte"),
-)
 
 
 class History:
@@ -127,24 +118,21 @@ class History:
     def _additions(self) -> list[tuple[str, list[Row]]]:
         """Return the statements that add what is unwritten, each with its rows."""
         rows: list[Row] = []
-        times: Counter[tuple[int, int]] = Counter()
+        times: defaultdict[int, Counter[int]] = defaultdict(Counter)
         sums: list[tuple[tuple[Any, ...], Values]] = []
         for some in in_slices(self._unwritten, SLICE):
-            rows += map(_row, some)
+            rows.append(_row(some))
             for key, group in grouped(some).items():
-                hour = key[0] // 60 * HOUR
-                times.update([(hour, time_class(entry.exchange.duration)) for entry in group])
+                times[key[0] // 60 * HOUR].update([time_class(exchange.duration) for exchange in group])
                 sums.append((self._bounded(key), measured(group)))
-        whole = len(rows) // AT_ONCE * AT_ONCE
         by_minute = summed(sums)
         hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
         minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
         return [
-            *((ADD_ENTRIES, [tuple(chain(*rows[first : first + AT_ONCE]))]) for first in range(0, whole, AT_ONCE)),
-            (ADD_ENTRY, rows[whole:]),
+            (ADD_ENTRIES, rows),
             (ADD_HOURLY, [(*key, *values) for key, values in hourly.items()]),
             (ADD_MINUTELY, [(*key, *values) for key, values in minutely.items()]),
-            (ADD_TIMES, [(*key, count) for key, count in times.items()]),
+            (ADD_TIMES, [(hour, kind, count) for hour, counts in times.items() for kind, count in counts.items()]),
         ]
 
     def _bounded(self, group: Group) -> tuple[int, str, str, str, str]:
@@ -170,33 +158,36 @@ def identity(path: Path) -> object:
     return found.st_dev, found.st_ino
 
 
-def grouped(entries: Iterable[Entry]) -> dict[Group, list[Entry]]:
-    """Return entries by what totals are kept by."""
-    groups: defaultdict[Group, list[Entry]] = defaultdict(list)
+def grouped(entries: Iterable[Entry]) -> dict[Group, list[Exchange]]:
+    """Return the exchanges of entries by what totals are kept by."""
+    groups: defaultdict[Group, list[Exchange]] = defaultdict(list)
     for entry in entries:
         exchange = entry.exchange
         minute = int(exchange.began) // MINUTE
-        groups[minute, exchange.route, exchange.model, exchange.key, exchange.status].append(entry)
+        groups[minute, exchange.route, exchange.model, exchange.key, exchange.status].append(exchange)
     return groups
 
 
-def measured(group: Sequence[Entry]) -> Values:
-    """Return what entries add to totals, in the order of SUMS, and then of MAXIMA."""
-    exchanges = [entry.exchange for entry in group]
-    *counted, durations, first_bytes = zip(*map(_measures, exchanges), strict=True)
-    known = [first_byte for first_byte in first_bytes if first_byte is not None]
-    spent = [each.usage for each in exchanges if each.usage] or [{}]
+def measured(group: Sequence[Exchange]) -> Values:
+    """Return what exchanges add to totals, in the order of SUMS, and then of MAXIMA."""
+    durations = [exchange.duration for exchange in group]
+    first_bytes = [exchange.first_byte for exchange in group if exchange.first_byte is not None]
+    spent = [exchange.usage for exchange in group if exchange.usage] or [{}]
     tokens = [[counts.get(kind, 0) for counts in spent] for kind in TOKENS]
     return (
         len(group),
-        sum(map(failed, exchanges)),
-        *map(sum, counted),
+        sum(map(failed, group)),
+        sum([exchange.overloaded for exchange in group]),
+        sum([exchange.cancelled for exchange in group]),
+        sum([exchange.retries for exchange in group]),
+        sum([exchange.bytes_in for exchange in group]),
+        sum([exchange.bytes_out for exchange in group]),
         sum(durations),
-        sum(known),
-        len(known),
+        sum(first_bytes),
+        len(first_bytes),
         *map(sum, tokens),
         max(durations),
-        max(known, default=0),
+        max(first_bytes, default=0),
         *map(max, tokens),
     )
 
@@ -215,6 +206,6 @@ def summed(pairs: Iterable[tuple[tuple[Any, ...], Values]]) -> dict[tuple[Any, .
     return totals
 
 
-def _row(entry: Entry) -> Row:
-    exchange = entry.exchange
-    return *_columns(exchange), status_class(exchange.status), failed(exchange), entry.json
+def _row(entries: Sequence[Entry]) -> Row:
+    newest = max(entry.exchange.began for entry in entries)
+    return len(entries), newest, "\n".join([entry.json for entry in entries])

@@ -4,18 +4,31 @@ Each question opens the file anew, and for reading only, so that it may be asked
 """
 
 import json
+import re
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
+from re import Pattern
 from typing import Any, Literal
 
 from proxy.entry import Facts, name
-from proxy.tables import BUSY, DAY, HOUR, MAXIMA, MINUTE, OURS, SUMS, middle_of
+from proxy.tables import BUSY, DAY, HOUR, MAXIMA, MINUTE, NOT_OURS, OURS, SUMS, middle_of
 
 NEWEST = 200  # entries
 SERIES = 60  # minutes
+
+# An entry is found by how a member stands in its line: in a value each quotation mark is escaped, so that none can pose
+# as a member. To parse all lines would take ten times as long, and so would a pattern that does not begin with several
+# letters, for which `re` looks as for a plain text. A status has three digits.
+STATUSES = {
+    **{f"{first}xx": re.compile(f'"status":{first}') for first in range(1, 6)},
+    "none": re.compile(r'"stream":(?:true|false),"result"|"status":[6-9]'),
+}
+FAILED = re.compile(r'"result":"(?!success"|client_cancelled")')
 
 By = Literal["model", "route", "day", "key"]
 Row = dict[str, Any]
@@ -57,19 +70,31 @@ class Recall:
     ) -> list[Facts]:
         """Return the newest entries, the newest first, each with its `number`.
 
-        `after` leaves out what has that number or a lower one. `status` is a class ("4xx"). `failed` leaves out what
-        went well. `request_id` is ours or the client's own.
+        `after` leaves out what has that number or a lower one. `status` is a class ("4xx", "none"). `failed` leaves
+        out what went well. `request_id` is ours or the client's own.
         """
-        wanted = {"route = ?": route, "model = ?": model, "class = ?": status}
-        where = {condition: value for condition, value in wanted.items() if value is not None}
-        conditions, values = [*where, "number > ?"], [*where.values(), after]
+        asked = {"route": route, "model": model}
+        patterns = [member(which, value) for which, value in asked.items() if value is not None]
+        if status is not None:
+            patterns.append(STATUSES[status])
         if failed:
-            conditions.append("failed = 1")
+            patterns.append(FAILED)
         if request_id is not None:
-            conditions.append("(id = ? OR incoming_id = ?)")
-            values += [name(request_id)] * 2  # as it was written down
-        query = f"SELECT number, json FROM entry WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"  # noqa: S608  conditions of our own
-        return [{"number": number, **json.loads(text)} for number, text in self._ask(query, *values, limit)]
+            patterns.append(id_of(name(request_id)))  # as it was written down
+        with self._asking("SELECT last, lines FROM entries WHERE last > ? ORDER BY last DESC", after) as rows:
+            found = (
+                {"number": number, **json.loads(line)}
+                for last, lines in rows
+                if has_all(patterns, lines)
+                for number, line in zip(range(last, after, -1), reversed(lines.split("\n")), strict=False)
+                if has_all(patterns, line)
+            )
+            return list(islice(found, limit))
+
+    def latest(self) -> int:
+        """Return the number of the newest entry, 0 where there is none."""
+        (found,) = self._ask("SELECT coalesce(max(last), 0) FROM entries")
+        return int(found[0])
 
     def totals(self, since: float = 0.0) -> Row:
         """Return the totals of what began in the hour of `since` or later.
@@ -98,14 +123,35 @@ class Recall:
         return [_averaged(dict(row)) for row in self._ask(query, since // HOUR * HOUR)]
 
     def _ask(self, query: str, *values: object) -> list[sqlite3.Row]:
+        with self._asking(query, *values) as rows:
+            rows.row_factory = sqlite3.Row
+            return rows.fetchall()
+
+    @contextmanager
+    def _asking(self, query: str, *values: object) -> Iterator[sqlite3.Cursor]:
         try:
             with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", timeout=BUSY, uri=True)) as db:
                 if db.execute("PRAGMA application_id").fetchone() != (OURS,):
-                    raise NoHistory(f"{self._path} is not a history of this version of Oxy")
-                db.row_factory = sqlite3.Row
-                return db.execute(query, values).fetchall()
+                    raise NoHistory(f"{self._path} is {NOT_OURS}")
+                yield db.execute(query, values)
         except sqlite3.Error as problem:
             raise NoHistory(f"the history {self._path} cannot be read: {problem}") from problem
+
+
+def member(name: str, text: str) -> Pattern[str]:
+    """Return what finds a member of an entry that is this text."""
+    return re.compile(re.escape(f'"{name}":{quoted(text)}'))
+
+
+def id_of(request: str) -> Pattern[str]:
+    """Return what finds a request by our id or the client's own, and not by the upstream's."""
+    found = re.escape(f'id":{quoted(request)}')
+    return re.compile(f"{found}(?<!upstream_{found})")
+
+
+def has_all(patterns: Iterable[Pattern[str]], text: str) -> bool:
+    """Tell whether each of these is in a text."""
+    return all(pattern.search(text) for pattern in patterns)
 
 
 def _averaged(row: Row) -> Row:

@@ -121,9 +121,10 @@ class Tap:
         """Tell whether the upstream's last word in a stream was that it failed."""
         if self._mute or not self.streams:
             return False
-        kept = with_plain_line_ends(self._kept)
-        done = DONE.search(kept, max(len(kept) - 32, 0))
-        _, blank_line, event = kept[: done.start() if done else None].rstrip(b"\n").rpartition(b"\n\n")
+        text = with_plain_line_ends(self._kept)
+        if done := DONE.search(text, len(text.rstrip()) - 32):  # all of a long text would take 100 us
+            text = text[: done.start()]
+        _, blank_line, event = text.rstrip(b"\n").rpartition(b"\n\n")
         if self._opening and not blank_line:
             event = with_plain_line_ends(self._opening).partition(b"\n\n")[0]
         return FAILURE.search(event) is not None

@@ -55,16 +55,16 @@ def usage_of(said: object) -> Usage | None:
     if not isinstance(said, dict):
         return None
     counts: Usage = {}
+    # To isinstance, true is a whole number too. Who answers with both names of a kind may fill in one of them.
     for name, n in said.items():
         if name in COUNTS:
-            if type(n) is int and 0 <= n < MOST:  # to isinstance, true is a whole number too
-                kind = COUNTS[name]
-                counts[kind] = max(n, counts.get(kind, 0))  # who answers with both names may fill in one of them
+            if type(n) is int and counts.get(kind := COUNTS[name], 0) <= n < MOST:
+                counts[kind] = n
         elif name in DETAILS and isinstance(n, dict):
             kinds = DETAILS[name]
             for part, m in n.items():
-                if part in kinds and type(m) is int and 0 <= m < MOST:
-                    counts[kinds[part]] = max(m, counts.get(kinds[part], 0))
+                if part in kinds and type(m) is int and counts.get(kind := kinds[part], 0) <= m < MOST:
+                    counts[kind] = m
     return counts or None
 
 

@@ -13,8 +13,11 @@ import pytest
 
 from proxy import board
 from proxy.app import under_way
+from proxy.entry import Facts
 from proxy.figures import DIRECTORY
+from proxy.history import History
 from proxy.metrics import Metrics, Reading
+from proxy.recall import Recall
 from proxy.usage import Usage
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start
 from tests.desk import BEARER, TOKEN, Desk
@@ -191,7 +194,7 @@ async def test_a_stream_tells_what_is_new(desk: Desk, path: str) -> None:
     assert "<dt>Requests</dt><dd>4<" in overview
     desk.history.write([written(path="/v1/new", status=500, result="upstream_api_error"), written(path="/v1/fine")])
     number, entries = await next_event(client, "entries")
-    expected = {"/log": (["fine", "new"], "6"), "/log_errors": (["new"], "5")}[path]
+    expected = {"/log": (["fine", "new"], "6"), "/log_errors": (["new"], "6")}[path]
     assert (re.findall(r"/v1/(\w+)<", entries), number) == expected
 
 
@@ -203,6 +206,30 @@ async def test_a_stream_keeps_to_the_filters_of_its_page(desk: Desk) -> None:
     desk.history.write(exchanges())
     _, entries = await next_event(client, "entries")
     assert re.findall(r"/v1/(\w+)<", entries) == ["a"]
+
+
+async def test_what_a_stream_did_not_want_is_not_looked_at_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def look(recall: Recall, *, after: int, **filters: Any) -> list[Facts]:
+        looks.append(after)
+        if len(looks) == 1:
+            another_worker = History(desk.file, days=30)
+            another_worker.write([written(path="/v1/late", model="m-9")])
+            another_worker.close(0)
+        return newest(recall, after=after, **filters)
+
+    newest = Recall.newest
+    monkeypatch.setattr(Recall, "newest", look)
+    desk.history.write(exchanges())
+    client = await desk.stream(b"/log/live?model=m-9")
+    number, entries = await next_event(client, "entries")
+    assert (number, re.findall(r"/v1/(\w+)<", entries)) == ("5", ["late"])
+    desk.history.write(exchanges())
+    await next_event(client, "overview")
+    desk.history.write([written(path="/v1/more", model="m-9")])
+    assert (await next_event(client, "entries"))[0] == "10"
+    assert [*dict.fromkeys(looks)][:3] == [0, 5, 9]
 
 
 @pytest.mark.parametrize("target", [b"/log/live", b"/log/live?after=0"])

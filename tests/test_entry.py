@@ -102,9 +102,9 @@ def test_a_line_of_json_is_written_as_recorded() -> None:
     assert entry(full(), Redaction()).json == (
         '{"time":"2026-11-21T02:33:01.046Z","id":"0123456789abcdef0123456789abcdef","incoming_id":"client-1",'
         '"upstream_id":"req_1","route":"relay","method":"POST","path":"/v1/chat/completions","model":"gpt-4o-mini",'
-        '"stream":true,"status":200,"result":"success","timeout":600.0,"timeout_source":"default","duration":1.5,'
-        '"first_byte":0.25,"first_chunk":0.75,"client_wait":0.0001,"upstream_wait":0.2499,"bytes_in":812,"bytes_out":20480,'
-        '"messages_in":3,"messages_out":40,"close_code":1000,'
+        '"stream":true,"status":200,"result":"success","timeout":600.0,"timeout_source":"default",'
+        '"duration":1.500000,"first_byte":0.250000,"first_chunk":0.750000,"client_wait":0.000100,"upstream_wait":0.249900,'
+        '"bytes_in":812,"bytes_out":20480,"messages_in":3,"messages_out":40,"close_code":1000,'
         '"tokens":{"input":120,"cached":20,"output":30,"total":150,"output_audio":5},"usage_added":true,"retries":1,'
         '"overloaded":false,"cancelled":false,"key":"team-a"}'
     )

@@ -91,10 +91,44 @@ def test_the_newest_entries_are_kept_and_the_totals_of_all(
     assert Recall(file).totals()["requests"] == 20
 
 
-@pytest.mark.parametrize("younger", [True, False])
-def test_what_is_older_than_its_days_is_deleted(history: History, file: Path, younger: bool) -> None:
+def test_of_many_that_came_together_fewer_than_a_hundred_are_kept_too_long(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_ENTRIES", 120)
+    history.write([written(id=f"{number}") for number in range(350)])
+    assert [found["id"] for found in Recall(file).newest(limit=1000)] == [f"{number}" for number in range(349, 199, -1)]
+
+
+def test_what_is_older_goes_with_the_newest_of_what_it_came_with(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.time()
-    history.write([written(began=now - 31 * DAY), *[written(began=now - 29 * DAY)] * younger])
+    history.write([written(began=now - 29 * DAY), written(began=now - 31 * DAY)])
+    assert len(Recall(file).newest()) == 2
+    monkeypatch.setattr(history, "_next_pruning", 0.0)
+    monkeypatch.setattr(time, "time", lambda: now + 2 * DAY)
+    history.write([])
+    assert Recall(file).newest() == []
+
+
+def test_no_number_comes_again_when_all_entries_are_gone(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.write([written(began=time.time() - 31 * DAY)] * 7)
+    assert Recall(file).newest() == []
+    history.write([written()] * 2)
+    assert [found["number"] for found in Recall(file).newest(after=7)] == [9, 8]
+
+
+@pytest.mark.parametrize("younger", [True, False])
+def test_what_is_older_than_its_days_is_deleted(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch, younger: bool
+) -> None:
+    now = time.time()
+    history.write([written(began=now - 31 * DAY)])
+    history.write([written(began=now - 29 * DAY)] * younger)
+    monkeypatch.setattr(history, "_next_pruning", 0.0)
+    history.write([])
     assert len(Recall(file).newest()) == younger
     assert Recall(file).totals()["requests"] == younger
     assert ask(file, "SELECT count(*) FROM times") == [(int(younger),)]
@@ -106,7 +140,7 @@ def test_it_prunes_while_nothing_happens_and_not_all_the_time(
 ) -> None:
     history.write([written()])
     old = time.time() - 31 * DAY
-    ask(file, "UPDATE entry SET began = ?", old)
+    ask(file, "UPDATE entries SET began = ?", old)
     history.write([])
     assert len(Recall(file).newest()) == 1
     monkeypatch.setattr(history, "_next_pruning", 0.0)
@@ -120,7 +154,7 @@ def test_it_prunes_while_one_exchange_comes_after_another(
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     history.write([written()])
-    ask(file, "UPDATE entry SET began = ?", time.time() - 31 * DAY)
+    ask(file, "UPDATE entries SET began = ?", time.time() - 31 * DAY)
     for _ in range(5):
         now += PRUNING / 4
         history.write([written()])
@@ -193,7 +227,9 @@ def test_three_processes_write_one_history(file: Path) -> None:
     assert complaints == ["", "", ""]
     totals = Recall(file).totals()
     assert (totals["requests"], totals["duration"]) == (2100, 1050)
-    assert ask(file, "SELECT count(*), count(DISTINCT id) FROM entry") == [(2100, 2100)]
+    entries = Recall(file).newest(limit=3000)
+    assert [entry["number"] for entry in entries] == [*range(2100, 0, -1)]
+    assert len({entry["id"] for entry in entries}) == 2100
     assert ask(file, "SELECT sum(requests) FROM times") == ask(file, "SELECT sum(requests) FROM minutely") == [(2100,)]
 
 
@@ -252,7 +288,8 @@ def somebody_elses(file: Path) -> Path:
 
 
 def of_another_version(file: Path) -> Path:
-    ask(file, f"PRAGMA application_id = {OURS + 1}")
+    ask(file, f"PRAGMA application_id = {OURS - 1}")
+    ask(file, "CREATE TABLE entry (number INTEGER PRIMARY KEY)")
     return file
 
 
@@ -273,8 +310,14 @@ def read_only(file: Path) -> Path:
     ("spoilt", "reason"),
     [
         (corrupt, "file is not a database"),
-        (somebody_elses, "it is not a history of this version of Oxy"),
-        (of_another_version, "it is not a history of this version of Oxy"),
+        (
+            somebody_elses,
+            "it is not a history of this version of Oxy; move it away, or name another file in PROXY_HISTORY",
+        ),
+        (
+            of_another_version,
+            "it is not a history of this version of Oxy; move it away, or name another file in PROXY_HISTORY",
+        ),
         (without_its_folder, "No such file or directory"),
         (a_folder, "Is a directory"),
         (read_only, "No such file or directory"),
@@ -295,6 +338,14 @@ def test_a_file_that_cannot_be_used_costs_the_history_and_says_so_once(
     assert reason in line
     assert before is None or path.read_bytes() == before
     history.close(0)
+
+
+def test_a_file_of_another_version_that_is_moved_away_is_made_anew(history: History, file: Path) -> None:
+    of_another_version(file)
+    history.write([written()])
+    file.rename(file.with_suffix(".old"))
+    history.write([])
+    assert Recall(file).totals()["requests"] == 1
 
 
 def test_what_could_not_be_written_is_written_once_it_can_be(

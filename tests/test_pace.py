@@ -12,7 +12,6 @@ from proxy.history import History
 from proxy.ledger import BATCH, SPELLED_AT_ONCE, TOLD_AT_ONCE, Ledger
 from proxy.metrics import Metrics
 from proxy.redaction import Redaction
-from proxy.tables import AT_ONCE
 from tests.test_history import written
 
 PATIENCE = 20.0
@@ -47,7 +46,7 @@ def keeping(tmp_path: Path) -> Work:
     [
         (telling, BATCH // TOLD_AT_ONCE + BATCH // SPELLED_AT_ONCE),
         (counting, BATCH // metrics.SLICE),
-        (keeping, BATCH // history.SLICE + BATCH // AT_ONCE),
+        (keeping, BATCH // history.SLICE + 4),
     ],
 )
 def test_it_breathes_between_slices(

@@ -1,12 +1,17 @@
-"""What the history has to say: the newest entries by every filter, totals, minutes, usage; each from an index."""
+"""What the history has to say: the newest entries by every filter, totals, minutes, usage."""
 
+import json
 import sqlite3
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import Mock
 
 import pytest
 
+from proxy.board import CLASSES
+from proxy.entry import failed, status_class
+from proxy.errors import Result
 from proxy.history import History
 from proxy.recall import NoHistory, Recall
 from tests.test_entry import Usage
@@ -70,10 +75,82 @@ def test_a_model_that_was_only_asked_for_is_found_and_in_no_sum(tmp_path: Path) 
     assert {row["of"] for row in recall.usage("model")} == {"", "m-2"}
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("status", [None, *range(100, 1000, 50), *range(199, 1000, 100)])
+def test_an_entry_is_found_by_the_class_of_its_status_alone(tmp_path: Path, status: int | None, stream: bool) -> None:
+    history = History(file := tmp_path / "history.sqlite", days=30)
+    history.write([written(status=status, stream=stream)])
+    history.close(0)
+    assert [kind for kind in CLASSES if Recall(file).newest(status=kind)] == [status_class(status)]
+
+
+@pytest.mark.parametrize("result", get_args(Result))
+def test_an_entry_failed_if_its_result_says_so(tmp_path: Path, result: Result) -> None:
+    history = History(file := tmp_path / "history.sqlite", days=30)
+    history.write([entry := written(result=result)])
+    history.close(0)
+    assert bool(Recall(file).newest(failed=True)) == failed(entry.exchange)
+
+
+POSING = (
+    '"route":"x","model":"x","id":"x","incoming_id":"x","status":400,"result":"overloaded","stream":true,"result":"x"',
+    '\\"route":"x"\\\\"model":"x"\\\\\\"id":"x","status":4,"result":"',
+    'x","route":"x',
+    'id":"x"\n{"route":"x","model":"x","id":"x","status":400,"result":"overloaded"}',
+    "x",
+)
+
+
+@pytest.mark.parametrize("posing", POSING)
+@pytest.mark.parametrize("text", ["path", "method", "upstream_id", "key", "failure", "detail"])
+def test_no_text_of_others_can_pose_as_what_is_asked_for(tmp_path: Path, text: str, posing: str) -> None:
+    history = History(file := tmp_path / "history.sqlite", days=30)
+    history.write([written(), hostile := written(**{text: posing}), written()])
+    history.close(0)
+    recall = Recall(file)
+    asked: list[dict[str, Any]] = [{name: "x"} for name in ("route", "model", "request_id")]
+    for filters in (*asked, {"status": "4xx"}, {"status": "none"}, {"failed": True}):
+        assert recall.newest(**filters) == []
+    assert [found for found in recall.newest() if found["number"] == 2] == [{"number": 2, **hostile.facts}]
+
+
+@pytest.mark.parametrize("posing", POSING)
+def test_what_is_asked_for_is_no_pattern_and_no_json(recall: Recall, posing: str) -> None:
+    for asked in (posing, ".*", 'm-1","stream":false', "m-1|m-2", "("):
+        assert recall.newest(model=asked) == recall.newest(route=asked) == recall.newest(request_id=asked) == []
+
+
+@pytest.mark.parametrize("after", [0, 1, 99, 100, 101, 249, 250, 251])
+def test_entries_behind_a_number_are_those_however_they_were_written(tmp_path: Path, after: int) -> None:
+    history = History(file := tmp_path / "history.sqlite", days=30)
+    history.write([written(id=f"{number}") for number in range(1, 251)])
+    history.close(0)
+    recall = Recall(file)
+    assert [int(found["id"]) for found in recall.newest(after=after, limit=300)] == [*range(250, after, -1)]
+    assert [found["number"] for found in recall.newest(after=after, limit=120)] == [*range(250, after, -1)][:120]
+
+
+def test_a_walk_stops_at_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(file := tmp_path / "history.sqlite", days=30)
+    for _ in range(30):
+        history.write([written(), written(model="m-1"), written()])
+    history.close(0)
+    parsed = Mock(wraps=json.loads)
+    monkeypatch.setattr(json, "loads", parsed)
+    assert [found["number"] for found in Recall(file).newest(model="m-1", limit=2)] == [89, 86]
+    assert parsed.call_count == 2
+
+
 def test_an_entry_comes_back_as_it_was_written(recall: Recall) -> None:
     (found,) = recall.newest(request_id="2")
     expected = written(id="2", began=NOW, duration=2.0, first_byte=0.5, model="m-1", usage=Usage(1000, total=None))
     assert found == {"number": 2, **expected.facts}
+
+
+def test_the_latest_number_is_that_of_the_newest_entry(recall: Recall, tmp_path: Path) -> None:
+    assert recall.latest() == 6
+    History(tmp_path / "another", days=1).write([])
+    assert Recall(tmp_path / "another").latest() == 0
 
 
 def test_totals_are_those_of_all_entries(recall: Recall) -> None:
@@ -165,21 +242,28 @@ def test_a_file_that_cannot_be_read_is_no_history(tmp_path: Path, content: bytes
     assert file.exists() == (content is not None), "to read is not to make"
 
 
+def test_a_history_of_another_version_is_told_as_one(recall: Recall) -> None:
+    with closing(sqlite3.connect(recall._path)) as db:
+        db.execute("PRAGMA application_id = 0")
+    with pytest.raises(NoHistory, match=r"is not a history of this version of Oxy; move it away"):
+        recall.newest()
+
+
 def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[str] = []
 
-    def explained(query: str, *values: object) -> list[Any]:
+    def explained(query: str, *values: object) -> AbstractContextManager[sqlite3.Cursor]:
         with closing(sqlite3.connect(recall._path)) as db:
             plans.extend(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", values))
-        return ask(query, *values)
+        return asking(query, *values)
 
-    ask = recall._ask
-    monkeypatch.setattr(recall, "_ask", explained)
-    for filters in ({}, {"route": "a"}, {"model": "a"}, {"status": "4xx"}, {"failed": True}, {"request_id": "a"}):
-        recall.newest(**filters)
+    asking = recall._asking
+    monkeypatch.setattr(recall, "_asking", explained)
+    recall.newest()
+    recall.latest()
     recall.totals()
     recall.minutes()
     for by in ("model", "route", "day", "key"):
         recall.usage(by)
-    assert len(plans) > 15
+    assert len(plans) > 10
     assert not [plan for plan in plans if plan.startswith("SCAN")]

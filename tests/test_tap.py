@@ -573,7 +573,7 @@ LONG_WORD = b'data: {"type": "error.not", "text": "%b"}' % (b'"error": {' * 9000
     ],
 )
 def test_a_stream_that_ends_with_an_error_has_failed(last: bytes, failed: bool, before: list[bytes]) -> None:
-    for end in (b"", b"\n\n", b"\n\ndata: [DONE]\n\n", b"\n\ndata:[DONE]"):
+    for end in (b"", b"\n\n", b"\n\ndata: [DONE]\n\n", b"\n\ndata:[DONE]", b"\n\ndata: [DONE]" + b"\n" * 99):
         said = b"\n\n".join([*before, last]) + end
         for line_end in (b"\n", b"\r\n", b"\r"):
             assert tapped(SSE, *in_pieces(said.replace(b"\n", line_end), 5000)).failed() == failed
