@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from proxy.errors import Failure, Pairs
 from proxy.exchange import Exchange, new_id
-from proxy.headers import NO_BODY, first
+from proxy.headers import NO_BODY, first, has_any
 
 LAST_CHUNK = b"0\r\n\r\n"
 SMALL = 4 * 1024  # bytes that are copied sooner than handed on in three pieces
@@ -210,8 +210,8 @@ class Cycle:
             self._waiter.set_result(None)
 
     def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
-        head = b"\r\n".join([STATUS_LINES[status], *map(COLON.join, headers)])
-        if not head.count(b"\n") == head.count(b"\r") == len(headers):
+        lines = [STATUS_LINES[status], *map(COLON.join, headers)]
+        if has_any(b"".join(lines), b"\n", b"\r"):
             raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
         framing = b""
         self._left = 0
@@ -228,7 +228,7 @@ class Cycle:
             self._expects_100 = False
             self.last = self.last or self.more
         self.started = True
-        self._held = head + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
+        self._held = b"\r\n".join(lines) + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
         if not hold:
             self._say()
 
