@@ -24,8 +24,8 @@ LENGTHS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")  # as clients spell
 UNUSUAL = (b"transfer-encoding", b"upgrade", b"expect")
 
 
-class Lengthy:
-    """Fields of which one, `at` this place, states the length of a body; or none, then that is -1."""
+class Template:
+    """Fields with a blank for the length of a body, `at` this place; -1 where they state none."""
 
     __slots__ = ("at", "pairs")
 
@@ -34,7 +34,7 @@ class Lengthy:
         self.at = next((place for place, (name, _) in enumerate(pairs) if name == LENGTH), -1)
 
     def stating(self, digits: bytes) -> Pairs:
-        """Return them with this length."""
+        """Return them with this length filled in."""
         pairs = self.pairs.copy()
         if self.at >= 0:
             pairs[self.at] = (LENGTH, digits)
@@ -53,7 +53,7 @@ class Shaped:
         self.by = by
         self.key = key
         self.target = target
-        self.headers = Lengthy(headers)
+        self.headers = Template(headers)
         self.wire: tuple[bytes, bytes] | None = None
 
 
@@ -69,7 +69,7 @@ class Head:
         path, _, query = target.partition(b"?")
         readable = path.decode("ascii")
         self.text = text
-        self.headers = Lengthy(pairs)
+        self.headers = Template(pairs)
         self.fields = fields
         self.shaped: Shaped | None = None
         self.scope: dict[str, Any] = {
