@@ -112,11 +112,12 @@ def spare_the_collector() -> None:
     """Let the garbage collector forget what lives as long as the process, and come rarely.
 
     An exchange leaves no cycle behind, so that there is little to find; at the default threshold, looking for it took
-    6 % of the time.
+    6 % of the time. On a busy proxy 30,000 objects and more are but exchanges that wait to be written down: at 50,000 they
+    were looked through 1.4 ms at a time, every 400 exchanges.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(100_000, 20, 20)
 
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
