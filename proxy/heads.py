@@ -34,9 +34,9 @@ class Template:
         self.at = next((place for place, (name, _) in enumerate(pairs) if name == LENGTH), -1)
 
     def stating(self, digits: bytes) -> Pairs:
-        """Return them with this length filled in."""
+        """Return them with this length filled in; without digits, as they are."""
         pairs = self.pairs.copy()
-        if self.at >= 0:
+        if digits and self.at >= 0:
             pairs[self.at] = (LENGTH, digits)
         return pairs
 

@@ -4,7 +4,7 @@ import pytest
 
 from proxy import heads
 from proxy.headers import by_name
-from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, cut, is_ordinary, known, remember
+from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, Template, cut, is_ordinary, known, remember
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, ways
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
 
@@ -213,6 +213,17 @@ async def test_a_head_that_is_not_ordinary_is_served_and_not_remembered(
         assert back.status == 200
     assert [heard.body for heard in upstream.heard] == [b"hello"] * 4
     assert len(past) == (2 if spelled else 0)  # that one is known with its length
+
+
+def test_a_length_is_filled_in_where_there_is_one_and_else_nothing() -> None:
+    assert Template([(b"a", b"1"), (b"content-length", b"5")]).stating(b"7") == [
+        (b"a", b"1"),
+        (b"content-length", b"7"),
+    ]
+    assert Template([(b"content-length", b"5")]).stating(b"") == [(b"content-length", b"5")], (
+        "it is part of the text then"
+    )
+    assert Template([(b"a", b"1")]).stating(b"7") == [(b"a", b"1")]
 
 
 @pytest.mark.parametrize("digits", [b"+5", b"05", b"5 ", b"0x5", b"5,5", b"", b"\xb2", b"1" * 16])
