@@ -1,5 +1,7 @@
 """A head that came before goes past the parser, and neither the upstream nor the client can tell."""
 
+import asyncio
+
 import pytest
 
 from proxy import heads
@@ -125,6 +127,44 @@ async def test_behind_the_last_request_of_a_connection_nothing_known_begins(
     assert (await client.rest()).count(b"HTTP/1.1 200") == 1
     assert [heard.body for heard in upstream.heard[3:]] == [b"last"]
     assert len(past) == 1
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_what_reads_like_a_known_head_within_a_body_is_a_body(
+    proxy: Running, upstream: Upstream, past: list[bytes], framing: str
+) -> None:
+    upstream.says(answer())
+    client, said = await proxy.connect(), post(b"known")
+    await play(client, *[said] * 3)
+    del past[:]
+    field, pieces = {
+        "length": ((b"Content-Length", b"%d" % (3 * len(said))), [said] * 3),
+        "chunked": ((b"Transfer-Encoding", b"chunked"), [b"%x\r\n" % (3 * len(said)), *[said] * 3, b"\r\n0\r\n\r\n"]),
+    }[framing]
+    await client.say(request("POST", b"/v1/files", [KEY, field]))
+    there = len(upstream.heard)
+    for piece in pieces:  # each in a segment of its own
+        await asyncio.sleep(0.02)
+        await client.say(piece)
+    assert (await client.hear()).status == 200
+    assert [heard.body for heard in upstream.heard[there:]] == [said * 3]
+    assert not past
+
+
+async def test_what_reads_like_a_known_head_within_a_head_is_a_part_of_that(
+    transparent: Running, upstream: Upstream, past: list[bytes]
+) -> None:
+    upstream.says(answer())
+    client, said = await transparent.connect(), request(headers=[(b"A", b"b")])
+    await play(client, *[said] * 3)
+    del past[:]
+    await client.say(b"GET /v1/other HTTP/1.1\r\nX-Value: ")
+    await asyncio.sleep(0.02)
+    await client.say(said)
+    assert (await client.hear()).status == 200
+    assert upstream.heard[-1].target == b"/v1/other"
+    assert upstream.heard[-1].get(b"x-value") == b"GET /v1/models HTTP/1.1"
+    assert not past
 
 
 async def test_what_is_malformed_behind_a_known_head_is_refused_as_ever(proxy: Running, upstream: Upstream) -> None:
