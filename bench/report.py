@@ -195,7 +195,7 @@ def _targets(results: Results) -> str:
 
 
 def _reached(results: Results, target: Target, figure: str | None = None) -> float | None:
-    """Return a target's figure; or another one in its place, as the least of all rounds, which neighbours move least."""
+    """Return a target's figure, or another in its place, as the least of all rounds."""
     figure = figure or target.figure
     value = results.figure(target.scenario, "oxy", figure)
     if target.against is None:
