@@ -122,8 +122,7 @@ def is_ordinary(text: bytes, pairs: Pairs, fields: Fields) -> bool:
     """Tell whether a head may be remembered under this text: what was read is all of its lines."""
     lines = len(pairs)
     return (
-        text[:1].isupper()
-        and text.count(b"\n") == text.count(b"\r") == lines
+        text.count(b"\n") == text.count(b"\r") == lines
         and len(fields) == lines
         and not any(name in fields for name in UNUSUAL)
     )

@@ -194,7 +194,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Start the exchange, or let it wait for the one before."""
         if self._parser.should_upgrade():
-            self._upgrading, self._text = True, b""
+            self._upgrading = True
             return
         self._in_head = self._timed = False
         self._undone = 0

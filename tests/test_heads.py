@@ -5,8 +5,11 @@ import asyncio
 import pytest
 
 from proxy import heads
+from proxy.exchange import Exchange
 from proxy.headers import by_name
 from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, Template, cut, is_ordinary, known, remember
+from proxy.ledger import Ledger
+from proxy.pool import around_length
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, ways
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
 
@@ -77,11 +80,11 @@ async def test_it_is_known_on_another_connection_too_and_without_a_body(
 async def test_one_that_comes_for_the_second_time_behind_another_is_not_that_one(
     proxy: Running, upstream: Upstream, past: list[bytes]
 ) -> None:
-    """The text is that of the first head in what came; a second one there is read under none."""
+    """The text is that of the first head in what came, and not that of another one there."""
     upstream.says(answer())
     client = await proxy.connect()
     for _ in range(3):
-        await client.say(post(b"one", target=b"/one") + post(b"two!", [KEY], b"/two"))
+        await client.say(post(b"one", target=b"/one") + post(b"two!", target=b"/two"))
         assert [(await client.hear()).status for _ in range(2)] == [200, 200]
     assert [(heard.target, heard.body) for heard in upstream.heard] == [(b"/one", b"one"), (b"/two", b"two!")] * 3
     assert [text.partition(b" HTTP")[0] for text in past] == [b"POST /one"]
@@ -122,11 +125,32 @@ async def test_behind_the_last_request_of_a_connection_nothing_known_begins(
 ) -> None:
     upstream.says(answer())
     await play(await proxy.connect(), *[post(b"known")] * 3)
+    del past[:]
     client = await proxy.connect()
-    await client.say(post(b"last", [*SDK, (b"Connection", b"close")]) + post(b"known"))
+    await client.dribble(post(b"last", [*SDK, (b"Connection", b"close")]), post(b"known"))
     assert (await client.rest()).count(b"HTTP/1.1 200") == 1
     assert [heard.body for heard in upstream.heard[3:]] == [b"last"]
-    assert len(past) == 1
+    assert not past
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
+async def test_a_last_request_is_one_each_time(proxy: Running, upstream: Upstream, version: bytes) -> None:
+    upstream.says(answer())
+    for _ in range(4):
+        client = await proxy.connect()
+        await client.say(post(b"last", [*SDK, (b"Connection", b"close")]).replace(b"HTTP/1.1", version))
+        assert (await client.hear()).get(b"connection") == b"close"
+        await client.closed()
+
+
+async def test_the_name_of_the_key_is_written_down_each_time(
+    proxy: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[Exchange] = []
+    monkeypatch.setattr(Ledger, "enter", lambda _, exchange: entered.append(exchange))
+    upstream.says(answer())
+    await play(await proxy.connect(), *[post(b"{}")] * 4)
+    assert [exchange.key for exchange in entered] == ["key-1"] * 4
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -221,10 +245,13 @@ async def test_a_body_that_asks_for_usage_has_its_own_length(start: Start, upstr
     upstream.says(answer())
     streamed, plain = b'{"stream":true}', b'{"n":1}'
     said = [plain, plain, plain, streamed, plain]
+    coded = [*SDK, (b"Accept-Encoding", b"gzip")]
     async with start(**SWAP, PROXY_INCLUDE_USAGE="1") as proxy:
-        await play(await proxy.connect(), *map(post, said))
+        await play(await proxy.connect(), *[post(body, coded) for body in said])
     asked = b'{"stream":true,"stream_options":{"include_usage": true}}'
     assert [heard.body for heard in upstream.heard] == [plain, plain, plain, asked, plain]
+    codings = [heard.get(b"accept-encoding") for heard in upstream.heard]
+    assert codings == [b"gzip", b"gzip", b"gzip", None, b"gzip"], "what is to be changed has to be read"
 
 
 @pytest.mark.parametrize(
@@ -264,6 +291,14 @@ def test_a_length_is_filled_in_where_there_is_one_and_else_nothing() -> None:
         "it is part of the text then"
     )
     assert Template([(b"a", b"1")]).stating(b"7") == [(b"a", b"1")]
+
+
+def test_a_head_is_cut_around_its_length() -> None:
+    head = b"POST / HTTP/1.1\r\na: 5\r\ncontent-length: 5\r\nb: 5\r\n\r\n"
+    before, behind = around_length(head, b"5") or (b"", b"")
+    assert before + b"77" + behind == head.replace(b"length: 5", b"length: 77")
+    assert around_length(b"GET / HTTP/1.1\r\n\r\n", b"") == (b"GET / HTTP/1.1\r\n\r\n", b"")
+    assert around_length(b"GET / HTTP/1.1\r\n\r\n", b"5") is None
 
 
 @pytest.mark.parametrize("digits", [b"+5", b"05", b"5 ", b"0x5", b"5,5", b"", b"\xb2", b"1" * 16])
