@@ -13,6 +13,7 @@ import pydantic
 import pytest
 import pytest_asyncio
 
+from proxy import heads
 from proxy.demo import CLIENT_KEY
 from proxy.demo.voice import tokens
 from tests.conftest import Running
@@ -70,6 +71,12 @@ async def test_a_response_is_answered(sdk: Sdk) -> None:
     assert "Wie geht's, Bär?" in response.output_text
     assert response.usage.output_tokens == len(tokens(response.output_text))
     assert response._request_id.startswith("req_")
+
+
+async def test_its_heads_come_again(sdk: Sdk) -> None:
+    for said in ("one", "two, which is longer", "three"):
+        await sdk("responses.create", model="gpt-4o-mini", input=said)
+    assert len(heads._known) == 1
 
 
 async def test_a_response_streams(sdk: Sdk) -> None:
