@@ -1,10 +1,10 @@
 """The client's bank: the one file that speaks ASGI HTTP messages for an exchange.
 
 `send()` after a hang-up returns in silence; an application that returns without its last message has its answer torn
-(see `cycle`). Four things more than ASGI come in the scope from our own server (see `protocol`): `target`, the request
-target as it came; `fields`, its header values by name; `line`, the connection, which knows whether the client is gone;
-and `sink`, which takes pieces of a body without a task being woken for each. A hang-up cancels the task that runs the
-exchange.
+(see `cycle`). Five things more than ASGI come in the scope from our own server (see `protocol`): `target`, the request
+target as it came; `fields`, its header values by name; `head`, which may have come before (see `heads`); `line`, the
+connection, which knows whether the client is gone; and `sink`, which takes pieces of a body without a task being woken
+for each. A hang-up cancels the task that runs the exchange.
 """
 
 import asyncio

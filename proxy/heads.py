@@ -60,16 +60,19 @@ class Shaped:
 class Head:
     """A head that may be remembered under its `text`, b"" for none; and what of its ASGI scope is always the same.
 
-    `target` is in origin form, `fields` are the pairs by name. `shaped` is what a route has made of it.
+    `target` is in origin form, `fields` are the pairs by name. One that is remembered has `headers` besides, and
+    `shaped`, what a route has made of it.
     """
 
-    __slots__ = ("fields", "headers", "scope", "shaped", "text")
+    __slots__ = ("fields", "headers", "pairs", "scope", "shaped", "text")
+
+    headers: Template
 
     def __init__(self, text: bytes, method: str, target: bytes, version: str, pairs: Pairs, fields: Fields) -> None:
         path, _, query = target.partition(b"?")
         readable = path.decode("ascii")
         self.text = text
-        self.headers = Template(pairs)
+        self.pairs = pairs
         self.fields = fields
         self.shaped: Shaped | None = None
         self.scope: dict[str, Any] = {
@@ -118,23 +121,29 @@ def known(text: bytes) -> Head | None:
     return _known.get(text)
 
 
-def is_ordinary(text: bytes, pairs: Pairs, fields: Fields) -> bool:
-    """Tell whether a head may be remembered under this text: what was read is all of its lines."""
-    lines = len(pairs)
-    return (
-        text.count(b"\n") == text.count(b"\r") == lines
-        and len(fields) == lines
-        and not any(name in fields for name in UNUSUAL)
-    )
-
-
-def remember(head: Head) -> None:
-    """Remember a head from the second time on."""
+def comes_again(head: Head) -> bool:
+    """Tell whether a head has come before, and remember it then. One that never does costs but a hash."""
+    if head.text in _known:
+        return True
     if (mark := hash(head.text)) not in _seen:
         if len(_seen) >= MOST_SEEN:
             _seen.clear()
         _seen.add(mark)
-    elif head.text not in _known:
-        if len(_known) >= MOST:
-            del _known[next(iter(_known))]
-        _known[head.text] = head
+        return False
+    if not is_ordinary(head):
+        return False
+    head.headers = Template(head.pairs)
+    if len(_known) >= MOST:
+        del _known[next(iter(_known))]
+    _known[head.text] = head
+    return True
+
+
+def is_ordinary(head: Head) -> bool:
+    """Tell whether a head may be remembered under its text: what was read is all of its lines, and nothing unusual."""
+    lines = len(head.pairs)
+    return (
+        head.text.count(b"\n") == head.text.count(b"\r") == lines
+        and len(head.fields) == lines
+        and not any(name in head.fields for name in UNUSUAL)
+    )

@@ -38,7 +38,7 @@ from proxy.tables import (
 
 MOST_ENTRIES = 100_000  # and up to 99 more, with which the oldest share a row; about 70 MB
 MOST_UNWRITTEN = 10_000
-SLICE = 100  # entries, which become a row and take about 0.4 ms
+SLICE = 100  # entries, which become a row and take about 0.3 ms
 MOST_MODELS = 100  # by name; see `FirstFew`
 RETRY = 5.0  # seconds
 PRUNING = 60.0  # seconds

@@ -1,7 +1,7 @@
 """HTTP/1.1 on the client's side: a server protocol for uvicorn, on asyncio and llhttp, made for relaying.
 
 It takes the place of uvicorn's own under uvicorn's server, configuration, lifespan and worker processes. Beyond ASGI it
-puts four things into the scope (see `downstream`), and cancels an exchange's task the moment that its client is gone.
+puts five things into the scope (see `downstream`), and cancels an exchange's task the moment that its client is gone.
 What else it does that uvicorn's does not, each with a test:
 
 - framing by RFC 9112: trailers do not become fields, an upgrade that is not taken costs nobody the body (Kludex/uvicorn
@@ -24,7 +24,7 @@ from proxy.cycle import Cycle, Farewell, refusal, reset
 from proxy.errors import BadRequest, Failure, Fields, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.handshake import offers_websocket
 from proxy.headers import LOWER_CASE, by_name, in_lower_case
-from proxy.heads import Head, cut, is_ordinary, known
+from proxy.heads import Head, cut, known
 from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
 from proxy.upgrade import WebSocketProtocol, opening
 
@@ -205,9 +205,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._large:
             measure(self._target, pairs)
         last = version == "1.0" or not self._parser.should_keep_alive()
-        text, self._text = self._text, b""
-        if last or not (text and is_ordinary(text, pairs, fields)):
-            text = b""
+        text, self._text = b"" if last else self._text, b""
         method, target = self._parser.get_method().decode("ascii"), origin_form(self._target)
         self._parsed = True
         self._begin(Head(text, method, target, version, pairs, fields), pairs, fields, last=last)

@@ -17,7 +17,7 @@ from proxy.headers import (
     outbound,
     without_cookie,
 )
-from proxy.heads import Shaped, remember
+from proxy.heads import Shaped, comes_again
 from proxy.settings import Settings
 
 ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
@@ -57,9 +57,8 @@ class Relay:
         self.check(target)
         headers = self.cleaned(admitted, downstream)
         headers = headers + self._access.signature(headers)
-        if head is not None and head.text and not self._append:
+        if head is not None and head.text and not self._append and comes_again(head):
             head.shaped = Shaped(self, exchange.key, target, headers)
-            remember(head)
         return Call(downstream.method, target, headers, downstream.upload)
 
     def check(self, target: bytes) -> None:

@@ -7,7 +7,7 @@ import pytest
 from proxy import heads
 from proxy.exchange import Exchange
 from proxy.headers import by_name
-from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, Template, cut, is_ordinary, known, remember
+from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, Template, comes_again, cut, is_ordinary, known
 from proxy.ledger import Ledger
 from proxy.pool import around_length
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, ways
@@ -330,7 +330,7 @@ def test_the_text_is_the_head_less_its_length() -> None:
     ],
 )
 def test_a_head_is_ordinary_if_each_of_its_lines_was_read_as_a_field(text: bytes, pairs: Pairs, ordinary: bool) -> None:
-    assert is_ordinary(text, pairs, by_name(pairs)) is ordinary
+    assert is_ordinary(Head(text, "GET", b"/", "1.1", pairs, by_name(pairs))) is ordinary
 
 
 def made(number: int) -> Head:
@@ -340,11 +340,11 @@ def made(number: int) -> Head:
 def test_what_is_remembered_is_bounded() -> None:
     for _ in range(2):
         for number in range(MOST + 1):
-            remember(made(number))
+            comes_again(made(number))
     assert len(heads._known) == MOST
     assert known(made(0).text) is None
     assert known(made(MOST).text) is not None
     for number in range(MOST_SEEN + 1):
-        remember(made(10_000 + number))
+        comes_again(made(10_000 + number))
     assert len(heads._seen) <= MOST_SEEN
     assert len(heads._known) == MOST, "what comes once drives nothing out"
