@@ -60,17 +60,12 @@ class Pool:
         return len(self._open), len(self._idle)
 
     async def open(
-        self,
-        method: str,
-        target: bytes,
-        headers: Pairs,
-        body: Body | None,
-        timeouts: Timeouts,
-        shaped: Shaped | None = None,
+        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts, shaped: Shaped | None
     ) -> PooledAnswer:
         """Send a request; return its answer when the head is there. The caller closes it, whatever happens.
 
-        `headers` go out as they are, framing included, which must fit `body`. Raises httpx's transport exceptions, and
+        `headers` go out as they are, framing included, which must fit `body`; where they are `shaped`, the head is made
+        once. Raises httpx's transport exceptions, and
         what reading `body` raises. A request that found its kept connection dead goes out once more on a fresh one, if
         that can do no harm (RFC 9110 9.2.2).
         """

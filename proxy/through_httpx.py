@@ -51,13 +51,7 @@ class ThroughHttpx:
         self._url = httpx.URL(str(target))
 
     async def open(
-        self,
-        method: str,
-        target: bytes,
-        headers: Pairs,
-        body: Body | None,
-        timeouts: Timeouts,
-        shaped: Shaped | None = None,
+        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts, shaped: Shaped | None
     ) -> "HttpxAnswer":
         """Send a request; return its answer when the head is there.
 

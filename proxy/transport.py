@@ -40,6 +40,7 @@ class RelayTransport(httpx.AsyncBaseTransport):
             request.headers.raw,
             StreamBody.of(request),
             Timeouts(**{name: timeout.get(name) for name in ("connect", "read", "write", "pool")}),
+            None,
         )
         return httpx.Response(answer.status, headers=answer.headers, stream=AnswerStream(answer))
 

@@ -59,13 +59,7 @@ class Bank(Protocol):
     @property
     def connections(self) -> tuple[int, int]: ...
     async def open(
-        self,
-        method: str,
-        target: bytes,
-        headers: Pairs,
-        body: Body | None,
-        timeouts: Timeouts,
-        shaped: Shaped | None = None,
+        self, method: str, target: bytes, headers: Pairs, body: Body | None, timeouts: Timeouts, shaped: Shaped | None
     ) -> Answer: ...
     async def aclose(self) -> None: ...
 

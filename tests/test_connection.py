@@ -157,7 +157,7 @@ async def ask(pool: Pool, /, method: str = "GET", body: Body | None = None, **se
     if body is not None:
         length = body.length
         headers.append((b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length))
-    return await pool.open(method, b"/v1/models", headers, body, patient(**seconds))
+    return await pool.open(method, b"/v1/models", headers, body, patient(**seconds), None)
 
 
 async def whole(answer: PooledAnswer) -> bytes:

@@ -496,7 +496,7 @@ async def test_what_would_be_read_as_something_else_is_not_sent(
     pool: Pool, lines: list[Line], method: str, target: bytes, pairs: list[tuple[bytes, bytes]]
 ) -> None:
     with pytest.raises(httpx.LocalProtocolError):
-        await pool.open(method, target, pairs, None, patient())
+        await pool.open(method, target, pairs, None, patient(), None)
     assert lines == []
 
 
