@@ -343,7 +343,7 @@ def test_what_is_remembered_is_bounded() -> None:
             comes_again(made(number))
     assert len(heads._known) == MOST
     assert known(made(0).text) is None
-    comes_again(made(MOST))
+    assert comes_again(made(MOST))
     assert known(made(1).text) is not None, "what is known already drives nothing out"
     for number in range(MOST_SEEN + 1):
         comes_again(made(10_000 + number))
