@@ -64,9 +64,9 @@ class Pool:
     ) -> PooledAnswer:
         """Send a request; return its answer when the head is there. The caller closes it, whatever happens.
 
-        `headers` go out as they are, framing included, which must fit `body`; with `shaped` the head is made once. Raises
-        httpx's transport exceptions, and what reading `body` raises. A request that found its kept connection dead goes
-        out once more on a fresh one, if that can do no harm (RFC 9110 9.2.2).
+        `headers` go out as they are, framing included, which must fit `body`; with `shaped` the head is made once.
+        Raises httpx's transport exceptions, and what reading `body` raises. A request that found its kept connection
+        dead goes out once more on a fresh one, if that can do no harm (RFC 9110 9.2.2).
         """
         length = b"%d" % body.length if body is not None and body.length is not None else b""
         if shaped is not None and shaped.wire is not None:
