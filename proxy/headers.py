@@ -79,7 +79,7 @@ def by_name(pairs: Pairs) -> Fields:
     return dict(pairs[::-1])
 
 
-def has_any(data: bytes, *wanted: bytes) -> bool:
+def has_any(data: bytes | bytearray, *wanted: bytes) -> bool:
     """Tell whether one of these occurs in the data. In Python 3.11, `in` makes and drops an exception each time."""
     for one in wanted:  # noqa: SIM110  a generator takes twice as long
         if data.find(one) >= 0:

@@ -11,11 +11,13 @@ from json import JSONDecoder
 
 from proxy.codings import decoder, is_identity
 from proxy.errors import Fields
+from proxy.headers import has_any
 from proxy.usage import Usage, model_of, usage_of
 
 HEAD = 8 * 1024
 TAIL = 16 * 1024
 MOST = 2 * TAIL  # kept before it is cut down to the tail, so that on the whole each byte is moved once
+SPACE = 64  # bytes of white space that are looked at together
 TRIES = 8  # places that are tried in a record of which the middle is missing
 
 JSON, EVENT_STREAM = b"application/json", b"text/event-stream"
@@ -35,8 +37,10 @@ UP_TO_MODEL, UP_TO_TYPE = (
 LAST_EVENT = rb'\s*+\{\s*+"type"\s*+:\s*+"response\.(?:completed|incomplete|failed)"\s*+,%b"response"\s*+:' % MEMBERS
 UP_TO_RESPONSE = re.compile(LAST_EVENT, re.DOTALL)
 
-DONE = re.compile(rb"[\r\n]data: ?\[DONE\]\s*\Z")
-# How the event begins by which the upstream says that it failed, in a stream whose status was 200.
+DONE = (b"\ndata: [DONE]", b"\ndata:[DONE]")
+# How an event begins by which the upstream says that it failed, in a stream whose status was 200; one word of WORDS is
+# in it, which is looked for first.
+WORDS = (b"error", b"failed")
 FAILURE = re.compile(
     rb"^(?:event: ?(?:error|response\.failed)$"
     rb'|data: ?\{\s*+"(?:error"\s*+:\s*+\{|type"\s*+:\s*+"(?:error|response\.failed)"))',
@@ -107,8 +111,9 @@ class Tap:
             record = self._body(self._complete)
             return usage_of(record.get("usage")), model_of(record.get("model"))
         usage = model = None
-        final = self._complete or DONE.search(self._kept, len(self._kept) - 32) is not None
-        for event in self._events(self._complete):
+        text = with_plain_line_ends(self._kept)
+        final = self._complete or text.endswith(DONE, 0, end_of(text, len(text)))
+        for event in self._events(text, self._complete):
             record = response_in(event)
             if usage is None and (usage := usage_of(record.get("usage"))):
                 final = final or is_last(event)  # where each event counts along, only the end is right
@@ -122,12 +127,14 @@ class Tap:
         if self._mute or not self.streams:
             return False
         text = with_plain_line_ends(self._kept)
-        if done := DONE.search(text, len(text.rstrip()) - 32):  # all of a long text would take 100 us
-            text = text[: done.start()]
-        _, blank_line, event = text.rstrip(b"\n").rpartition(b"\n\n")
-        if self._opening and not blank_line:
+        end = end_of(text, len(text))
+        if text.endswith(DONE, 0, end):
+            end = end_of(text, text.rfind(b"\n", 0, end))
+        blank_line = text.rfind(b"\n\n", 0, end)
+        event = text[max(blank_line, 0) : end]
+        if blank_line < 0 and self._opening:
             event = with_plain_line_ends(self._opening).partition(b"\n\n")[0]
-        return FAILURE.search(event) is not None
+        return has_any(event, *WORDS) and FAILURE.search(event) is not None
 
     def _keep(self, piece: bytes) -> None:
         kept = self._kept
@@ -170,28 +177,26 @@ class Tap:
             return ends(self._opening or body[:HEAD], body if complete else b"")
         return parsed(body) or ends(body[:HEAD], b"")
 
-    def _events(self, complete: bool) -> Iterator[Record]:
+    def _events(self, text: bytes | bytearray, complete: bool) -> Iterator[Record]:
         """Give what those events say in which there is usage, the newest first; then the newest that names a model."""
-        text = with_plain_line_ends(self._kept if self._opening else b"\n\n" + self._kept)
         for wanted in (COUNT, MODEL):
             start = len(text)
             while (at := text.rfind(wanted, 0, start)) >= 0:
-                start, end = text.rfind(b"\n\n", 0, at), text.find(b"\n\n", at)
-                event = text[max(start, 0) : end if end >= 0 else None]
-                if start >= 0:
+                blank_line, end = text.rfind(b"\n\n", 0, at), text.find(b"\n\n", at)
+                start = max(blank_line, 0)
+                event = text[start : end if end >= 0 else None]
+                if blank_line >= 0 or not self._opening:
                     yield (said := parsed(data_of(event)))
                     if wanted is MODEL and "model" in response_in(said):
                         return
-                    continue
-                if end >= 0 or complete:
+                elif end >= 0 or complete:
                     yield self._event_cut_into(event)
-                break
 
-    def _event_cut_into(self, rest: bytes) -> Record:
+    def _event_cut_into(self, rest: bytes | bytearray) -> Record:
         """Return what an event says of which the middle is missing, as its response in any case."""
         opening = data_of(with_plain_line_ends(self._opening).partition(b"\n\n")[0])
         line, _, lines = rest.partition(b"\n")
-        tail = (line if self._in_data else b"") + data_of(lines)
+        tail = (bytes(line) if self._in_data else b"") + data_of(lines)
         response, kind = UP_TO_RESPONSE.match(opening), UP_TO_TYPE.match(opening)
         said = ends(opening[response.end() if response else 0 :], tail, nested=response is not None)
         return {"type": kind[1].decode(errors="replace") if kind else None, "response": said}
@@ -211,14 +216,21 @@ def start_of_line(stream: bytearray, event: int, position: int) -> int:
     return max(event, stream.rfind(b"\n", event, position) + 1, stream.rfind(b"\r", event, position) + 1)
 
 
-def with_plain_line_ends(text: bytes | bytearray) -> bytes:
+def with_plain_line_ends(text: bytes | bytearray) -> bytes | bytearray:
     """Return what an event stream says with LF for each of the three line ends that it may use."""
-    if text.find(b"\r") < 0:  # as nearly always, and 10 us for 32 KB
-        return bytes(text)
-    return bytes(text).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if text.find(b"\r") < 0:  # as nearly always, and each copy of a long text costs
+        return text
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def data_of(event: bytes) -> bytes:
+def end_of(text: bytes | bytearray, end: int) -> int:
+    """Return where the white space begins that stands in front of a position."""
+    while end > 0 and not (last := text[max(end - SPACE, 0) : end].rstrip()):
+        end -= SPACE
+    return max(end - SPACE, 0) + len(last) if end > 0 else 0
+
+
+def data_of(event: bytes | bytearray) -> bytes:
     """Return what the `data` lines of an event say together."""
     return b"\n".join(DATA.findall(event))
 
