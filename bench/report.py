@@ -37,12 +37,27 @@ class Results:
     def figure(self, scenario: str, contestant: str, name: str) -> float | None:
         return self.medians.get(scenario, {}).get(contestant, {}).get(name)
 
-    def ratio(self, scenario: str, contestant: str) -> float | None:
-        return _divided(self.figure(scenario, contestant, "cpu_us"), self.figure(scenario, PILOT, "cpu_us"))
+    def ratio(self, scenario: str, contestant: str, other: str = PILOT) -> float | None:
+        """Return how much CPU one takes against another: the median of what each round says.
+
+        Neighbours come and go; two medians of one contestant each would be of different moments.
+        """
+        runs = self.runs.get(scenario, {})
+        ones, others = runs.get(contestant, []), runs.get(other, [])
+        rounds = {run["round"] for run in others}
+        ratios = [_divided(_cpu_in(ones, number), _cpu_in(others, number)) for number in rounds]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return statistics.median(known) if known else None
 
     @property
     def proxies(self) -> list[Contestant]:
         return [one for one in self.who if one.start]
+
+
+def _cpu_in(runs: list[dict], number: int) -> float | None:
+    """Return the median of what the runs of one round took."""
+    taken = [run["cpu_us"] for run in runs if run["round"] == number and run.get("cpu_us")]
+    return statistics.median(taken) if taken else None
 
 
 def _medians(runs: dict[str, list[dict]]) -> dict[str, dict]:
@@ -57,7 +72,7 @@ def _medians(runs: dict[str, list[dict]]) -> dict[str, dict]:
 
 def _median(rounds: list[dict]) -> dict:
     made: dict = {}
-    for name in dict.fromkeys(name for one in rounds for name in one):
+    for name in dict.fromkeys(name for one in rounds for name in one if name != "round"):
         values = [one[name] for one in rounds if one.get(name) is not None]
         if name in ("complaints", "unfinished"):
             made[name] = values[-1]
@@ -196,12 +211,13 @@ def _targets(results: Results) -> str:
 
 def _reached(results: Results, target: Target, figure: str | None = None) -> float | None:
     """Return a target's figure, or another in its place, as the least of all rounds."""
-    figure = figure or target.figure
-    value = results.figure(target.scenario, "oxy", figure)
+    value = results.figure(target.scenario, "oxy", figure or target.figure)
     if target.against is None:
         return value
     other, scenario = target.against
-    return _divided(value, results.figure(scenario, other, figure))
+    if figure is None and scenario == target.scenario:
+        return results.ratio(scenario, "oxy", other)
+    return _divided(value, results.figure(scenario, other, figure or target.figure))
 
 
 def _amount(value: float | None, target: Target) -> str:

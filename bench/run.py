@@ -61,8 +61,10 @@ class Bench:
             able = [one for one, stands in standing.items() if stands is not None]
             for number in range(scenario.rounds or 1):
                 turn = number % max(len(able), 1)
-                for one in able[turn:] + able[:turn]:  # nobody always comes after the same neighbour
-                    run = self._run(scenario, one, *standing[one])
+                duellists = [one for one in able if one.name in scenarios.DUELLISTS]
+                # Nobody always comes after the same neighbour.
+                for one in [*able[turn:], *able[:turn], *duellists * scenario.duels]:
+                    run = self._run(scenario, one, *standing[one]) | {"round": number}
                     runs[one.name].append(run)
                     progress.tell(scenario, one, number, run)
                 # Who did not get done in its time has shown what there is to show.
@@ -199,7 +201,7 @@ class Progress:
     """Tells on stderr what has been done, what it showed, and how much is left."""
 
     def __init__(self, plan: list[Scenario], count: int) -> None:
-        self._total = sum((scenario.rounds or 1) * count for scenario in plan)
+        self._total = sum((scenario.rounds or 1) * (count + 2 * scenario.duels) for scenario in plan)
         self._done = 0
         self._began = time.monotonic()
         self.skipped: dict[str, str] = {}

@@ -16,6 +16,7 @@ class Scenario:
     warm: float = 0.3
     timeout: int = 20
     rounds: int | None = None  # None: as many as were asked for
+    duels: int = 0  # how often the two whom the targets compare come once more in each round, in turns
     tls: bool = False
 
     @property
@@ -33,8 +34,8 @@ class Scenario:
 
 
 SCENARIOS = (
-    Scenario(name="json-1", title="JSON 1 KB, 1 connection", load=("-mode=json", "-connections=1")),
-    Scenario(name="json-64", title="JSON 1 KB, 64 connections", load=("-mode=json", "-connections=64")),
+    Scenario(name="json-1", title="JSON 1 KB, 1 connection", load=("-mode=json", "-connections=1"), duels=2),
+    Scenario(name="json-64", title="JSON 1 KB, 64 connections", load=("-mode=json", "-connections=64"), duels=2),
     Scenario(name="json-512", title="JSON 1 KB, 512 connections", load=("-mode=json", "-connections=512")),
     Scenario(
         name="sse-64-fast",
@@ -42,6 +43,7 @@ SCENARIOS = (
         unit="event",
         # The upstream writes ten events at a time: with one at a time it would be the upstream that is measured.
         load=("-mode=sse", "-connections=64", "-events=100", "-batch=10"),
+        duels=2,
     ),
     Scenario(
         name="sse-500-paced",
@@ -50,6 +52,7 @@ SCENARIOS = (
         load=("-mode=sse", "-connections=500", "-events=20", "-delay=50ms", "-each=2", "-ramp=500ms"),
         seconds=0,
         warm=0,
+        duels=2,
     ),
     Scenario(
         name="sse-2000-slow",
@@ -103,11 +106,15 @@ def chosen(names: list[str], *, rounds: int, quick: bool) -> list[Scenario]:
         replace(
             scenario,
             rounds=min(scenario.rounds or rounds, rounds),
+            duels=0 if quick else scenario.duels,
             seconds=min(scenario.seconds, 0.6) if quick else scenario.seconds,
             warm=min(scenario.warm, 0.1) if quick else scenario.warm,
         )
         for scenario in picked
     ]
+
+
+DUELLISTS = ("oxy", "go")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
