@@ -311,13 +311,15 @@ class Connection(asyncio.Protocol):
         answer.status = status
         self._framed = length is not None or coding
         if self._bodiless:
-            # llhttp does not know of the HEAD and waits for a body: its word counts for neither end nor connection.
+            # llhttp does not know of the HEAD and waits for a body: its word counts for neither end nor connection,
+            # and it would say nothing of an empty chunk.
             answer.complete = self._parser_behind = True
-            closes = any(name == b"connection" and b"close" in value.lower() for name, value in pairs)
+            closes = coding or any(name == b"connection" and b"close" in value.lower() for name, value in pairs)
             self._reusable = self._parser.get_http_version() == "1.1" and not closes
         else:
-            # Asked after the message, llhttp always says no. Two framings are a sign of splitting (RFC 9112 6.3).
-            self._reusable = self._parser.should_keep_alive() and not (length is not None and coding)
+            # Two framings are a sign of splitting (RFC 9112 6.3), chunks of HTTP/1.0 of a broken one (6.1).
+            faulty = coding and (length is not None or self._parser.get_http_version() != "1.1")
+            self._reusable = self._parser.should_keep_alive() and not faulty  # after the message, it always says no
             if length is not None and not coding and status not in NO_BODY:
                 self._left = length
         if self._uploader is not None:
@@ -326,8 +328,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Keep a piece of the body; too many unread ones, and the upstream has to wait."""
-        if self._bodiless:
-            raise Excess("A body in the answer to a HEAD")
+        if self._bodiless or self._in_head:
+            raise Excess("A body in the answer to a HEAD, or in an interim one (RFC 9112 6.3)")
         if self._left:
             self._left -= len(data)
         self._head_size = 0

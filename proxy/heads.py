@@ -5,7 +5,8 @@ and what the relay made of that, is remembered and used again: the same bytes, r
 
 Rules of the house: only what was admitted is remembered, when it comes for the second time, up to a bound, so that
 nobody without a key can fill this, nor heads that never come again. Only an ordinary head is: of HTTP/1.1, on a
-connection that goes on, with no coding of the body and no offer to speak another protocol.
+connection that goes on, with no coding of the body and no offer to speak another protocol, and with nothing in its text
+but what was read.
 """
 
 from typing import Any
@@ -34,9 +35,9 @@ class Template:
         self.at = next((place for place, (name, _) in enumerate(pairs) if name == LENGTH), -1)
 
     def stating(self, digits: bytes) -> Pairs:
-        """Return them with this length filled in; without digits, as they are."""
+        """Return them with this length filled in, if there is a blank."""
         pairs = self.pairs.copy()
-        if digits and self.at >= 0:
+        if self.at >= 0:
             pairs[self.at] = (LENGTH, digits)
         return pairs
 
@@ -140,10 +141,18 @@ def comes_again(head: Head) -> bool:
 
 
 def is_ordinary(head: Head) -> bool:
-    """Tell whether a head may be remembered under its text: what was read is all of its lines, and nothing unusual."""
-    lines = len(head.pairs)
-    return (
-        head.text.count(b"\n") == head.text.count(b"\r") == lines
-        and len(head.fields) == lines
-        and not any(name in head.fields for name in UNUSUAL)
-    )
+    """Tell whether a head may be remembered under its text: it says, line by line, what was made of it, and no more.
+
+    Before a request, llhttp skips any CR and LF (RFC 9112 2.2), so that a text could be what stands before its head.
+    """
+    if len(head.fields) < len(head.pairs) or any(name in head.fields for name in UNUSUAL):
+        return False
+    start, *lines = head.text.split(b"\r\n")
+    said = [(LENGTH, b"") if pair[0] == LENGTH else pair for pair in head.pairs]
+    asked = b"%b %b HTTP/1.1" % (head.scope["method"].encode(), head.scope["target"])
+    return start == asked and [_field(line) for line in lines] == said
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name.lower(), value.strip(b" \t")

@@ -294,6 +294,13 @@ FINE: dict[str, tuple[str, bytes, int, bytes, str]] = {
         b"hi",
         KEPT,
     ),
+    "HTTP/1.0 keep-alive in chunks": (  # RFC 9112 6.1
+        "GET",
+        b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"hi", b""),
+        200,
+        b"hi",
+        CLOSED,
+    ),
     "no reason": ("GET", b"HTTP/1.1 529\r\nContent-Length: 2\r\n\r\nhi", 529, b"hi", KEPT),
     "204": ("DELETE", b"HTTP/1.1 204 No Content\r\n\r\n", 204, b"", KEPT),
     "204 with a length": ("GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", 204, b"", KEPT),
@@ -301,7 +308,7 @@ FINE: dict[str, tuple[str, bytes, int, bytes, str]] = {
     "304 with a length": ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304, b"", KEPT),
     "304 with a coding": ("GET", b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", 304, b"", KEPT),
     "HEAD with a length": ("HEAD", OK + b"Content-Length: 5\r\n\r\n", 200, b"", KEPT),
-    "HEAD with a coding": ("HEAD", STREAM, 200, b"", KEPT),
+    "HEAD with a coding": ("HEAD", STREAM, 200, b"", CLOSED),  # of an empty chunk behind it nobody would know
     "HEAD with neither": ("HEAD", UNTIL_CLOSE, 200, b"", KEPT),
     "HEAD and close": ("HEAD", OK + b"Connection: x, Close\r\nContent-Length: 5\r\n\r\n", 200, b"", CLOSED),
     "HEAD by HTTP/1.0": ("HEAD", b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", 200, b"", CLOSED),
@@ -392,6 +399,12 @@ NOT_HTTP = {
     "a large head": OK + b"".join(b"A%d: %s\r\n" % (number, b"x" * 1000) for number in range(132)) + b"\r\n",
     "a large head with a body": OK + b"A: " + b"x" * MAX_HEAD + b"\r\nContent-Length: 2\r\n\r\nhi",
     "many fields": OK + b"A: 1\r\n" * (MAX_FIELDS + 1) + b"\r\n",
+    # RFC 9112 6.3: an interim one ends with its head, whatever it says.
+    "a body behind an interim one": b"HTTP/1.1 110 A\r\nContent-Length: 5\r\n\r\nhello" + answer(body=b"hi"),
+    "a body behind an interim one and chunks": b"HTTP/1.1 110 A\r\nContent-Length: 5\r\n\r\nhello"
+    + (STREAM + chunked(b"hi", b"")),
+    "chunks behind an interim one": b"HTTP/1.1 110 A\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + (chunked(b"hello", b"") + answer(body=b"hi")),
     "a body to a HEAD": OK + b"Content-Length: 5\r\n\r\nhello",
     "a body behind a 204": b"HTTP/1.1 204 No Content\r\n\r\nhello",
     "two answers": answer() + answer(),
