@@ -1,8 +1,12 @@
 """A head that came before goes past the parser, and neither the upstream nor the client can tell."""
 
 import asyncio
+from contextlib import suppress
 
+import httptools
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from proxy import heads
 from proxy.exchange import Exchange
@@ -360,6 +364,61 @@ HOST = (b"host", b"h")
 )
 def test_a_head_is_ordinary_if_its_lines_say_what_was_read(text: bytes, pairs: Pairs, ordinary: bool) -> None:
     assert is_ordinary(Head(text, "GET", b"/a?b", "1.1", pairs, by_name(pairs))) is ordinary
+
+
+class Reading:
+    """What the parser makes of the first head in some bytes, given one by one, and where it ends; -1 if it does not."""
+
+    def __init__(self, data: bytes) -> None:
+        self.target, self.end = b"", -1
+        self.pairs: Pairs = []
+        parser = httptools.HttpRequestParser(self)
+        with suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
+            for self._at in range(1, len(data) + 1):
+                parser.feed_data(data[self._at - 1 : self._at])
+        self.method, self.version = parser.get_method().decode(), parser.get_http_version()
+
+    def on_url(self, piece: bytes) -> None:
+        self.target += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.end < 0:
+            self.pairs.append((name.lower(), value.rstrip()))
+
+    def on_headers_complete(self) -> None:
+        self.end = self._at
+        raise EOFError  # which ends the reading
+
+
+BLANKS = st.text("\r\n\t ", max_size=6).map(str.encode)
+STARTS = st.sampled_from([b"GET /a?b HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nHost: h\r\n", b"GET / HTTP/1.0\r\n", b""])
+PARTS = [
+    b"Host: h",
+    b"Content-Length: 5",
+    b"content-length: 7",
+    b"Content-LENGTH: 5",
+    b"Content-Length:",
+    b"A: b",
+    b"A",
+    b":",
+]
+LINES = st.lists(
+    st.sampled_from([*PARTS, b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r", b" ", b"\t", b"\0", b"\r\n\r\n", b"5"])
+).map(b"".join)
+
+
+@given(said=st.builds(lambda *parts: b"".join(parts), BLANKS, STARTS, LINES), more=BLANKS)
+@example(said=b"\n\r\r\n\r\nGET / HTTP/1.1\r\nHost: h", more=b"")
+@example(said=b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5", more=b"")
+def test_what_may_be_remembered_is_what_the_parser_reads(said: bytes, more: bytes) -> None:
+    data = said + b"\r\n\r\n" + more
+    read, found = Reading(data), cut(data)
+    if read.end < 0 or found is None:
+        return
+    text, digits, end = found
+    fields = by_name(read.pairs)
+    if is_ordinary(Head(text, read.method, read.target, read.version, read.pairs, fields)):
+        assert (end, digits, read.version) == (read.end, fields.get(b"content-length", b""), "1.1")
 
 
 def made(number: int) -> Head:
