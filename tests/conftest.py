@@ -22,7 +22,7 @@ from proxy.server import configure, listen
 from proxy.settings import Settings, load
 from tests.desk import TOKEN, Desk
 from tests.peers import PATIENCE, Peer, Upstream, connect
-from tests.tracing import import_all, is_untraced, untraced
+from tests.tracing import import_all, is_untraced, traced, untraced
 
 CLIENT_KEY = "client-key-of-a-test"
 UPSTREAM_KEY = "sk-upstream-key-of-a-test"
@@ -57,14 +57,35 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """A process that but hands out the tests to workers runs nothing that is measured."""
-    with untraced() if session.config.pluginmanager.hasplugin("dsession") else nullcontext():
+    """What pytest does around a test takes longer than many a test does; it is none of ours, and not traced."""
+    with untraced():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     with untraced() if is_untraced(item) else nullcontext():
+        return (yield)
+
+
+# Within all others, so that next to nothing but the fixture, the test and what ends a fixture is traced.
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
+    with traced():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    with traced():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    with traced():
         return (yield)
 
 

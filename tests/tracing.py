@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pkgutil import walk_packages
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 import proxy
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 # They look at the whole from outside, or at no code that runs: each line has a test of its own besides.
 UNTRACED = (
@@ -43,6 +46,17 @@ def is_untraced(item: pytest.Item) -> bool:
     return by_chance or said or again
 
 
+class Tracing(NamedTuple):
+    """What traces: here, in threads that begin, and in processes that begin."""
+
+    here: "TraceFunction | None" = None
+    threads: "TraceFunction | None" = None
+    processes: str | None = None
+
+
+_put_aside: list[Tracing] = []
+
+
 @contextmanager
 def untraced() -> Iterator[None]:
     """Trace nothing meanwhile, neither here nor in threads and processes that begin.
@@ -50,17 +64,32 @@ def untraced() -> Iterator[None]:
     pytest-cov's marker `no_cover` stops one of the three tracers that it and coverage put into each worker, upon which
     the next one goes on.
     """
-    tracer, of_threads, sign = sys.gettrace(), threading.gettrace(), os.environ.pop(MEASURED, None)
-    sys.settrace(None)
-    threading.settrace(None)
+    _put_aside.append(_trace(Tracing()))
     try:
         yield
     finally:
-        if sign is not None:
-            os.environ[MEASURED] = sign
-            _forget()
-        threading.settrace(of_threads)
-        sys.settrace(tracer)
+        _forget()
+        _trace(_put_aside.pop())
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Trace meanwhile as around the innermost `untraced`: in a test that is left out, where two are, nothing."""
+    before = _trace(_put_aside[-1])
+    try:
+        yield
+    finally:
+        _trace(before)
+
+
+def _trace(chosen: Tracing) -> Tracing:
+    """Trace so from here on; return how it was."""
+    before = Tracing(sys.gettrace(), threading.gettrace(), os.environ.pop(MEASURED, None))
+    if chosen.processes is not None:
+        os.environ[MEASURED] = chosen.processes
+    threading.settrace(chosen.threads)
+    sys.settrace(chosen.here)
+    return before
 
 
 def _forget() -> None:
