@@ -132,11 +132,19 @@ def server_timing(exchange: Exchange) -> tuple[bytes, bytes]:
 
 
 def understood(exchange: Exchange, problem: Exception) -> Failure:
-    """Return what went wrong as a failure, and write down what an operator has to know of it."""
+    """Return what went wrong as a failure, and write down what an operator has to know of it.
+
+    Tracebacks end here: whoever keeps a failure in a variable is in its traceback. The collector, which comes rarely,
+    would have to find that cycle, and with it all that its frames hold, up to the body of a client without a key.
+    """
     failure = problem if isinstance(problem, Failure) else translated(problem)
     if failure is None:
         log.error("exchange %s broke: %s %s", exchange.id, exchange.method, exchange.path, exc_info=problem)
-        return Unforeseen("Something went wrong in the proxy; its log says more")
+        failure = Unforeseen("Something went wrong in the proxy; its log says more")
+    link: BaseException | None = problem
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
     return failure
 
 

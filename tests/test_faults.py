@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 
 import h11
 import pytest
@@ -530,6 +531,10 @@ async def test_fields_that_connection_names_end_here_both_ways(play: Play, upstr
             assert not {b"connection", b"x-mine", b"close-not"} & {*names}
 
 
+def is_ours(thing: object) -> bool:
+    return type(thing).__module__.startswith("proxy")
+
+
 @pytest.mark.parametrize("way", ["fast"], indirect=True)
 @pytest.mark.parametrize("asked", [POST, UPLOAD], ids=["before head", "during upload"])
 @pytest.mark.parametrize("end", [closes, resets, None], ids=["closes", "resets", "the client is gone"])
@@ -554,7 +559,60 @@ async def test_an_exchange_that_breaks_leaves_no_cycle_behind(
                 await stage.freed()
             await asyncio.sleep(0.05)
             gc.collect()
-            found = [thing for thing in gc.garbage if type(thing).__module__.startswith("proxy")]
+            assert [thing for thing in gc.garbage if is_ours(thing)] == []
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+
+KEY = (b"X-API-Key", CLIENT_KEY.encode())
+AS_JSON = (b"Content-Type", b"application/json")
+AS_FORM = (b"Content-Type", b"multipart/form-data; boundary=b")
+UPGRADE = [(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"), (b"Sec-WebSocket-Version", b"13")]
+HANDSHAKE = [*UPGRADE, (b"Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ==")]
+NO_FORM = b'--b\r\nContent-Disposition: form-data; name="security_key"\r\n\r\nwrong\r\n--b--\r\n'
+REFUSED = {
+    "a wrong key": (401, request("POST", b"/v1/responses", [AS_JSON], b'{"model": "m"}')),
+    "a wrong key of a WebSocket": (401, request("GET", b"/v1/realtime", HANDSHAKE)),
+    "a path that is not listed": (404, request("POST", b"/v1/files", [KEY, AS_JSON], b"{}")),
+    "a wrong method": (405, request("PUT", b"/openai", [KEY, AS_JSON], b"{}")),
+    "an object with a wrong key": (403, request("POST", b"/openai", [AS_JSON], b'{"security_key": "wrong"}')),
+    "what is no object, with a wrong key": (403, request("POST", b"/openai", [AS_JSON], b'{"security_key": "wrong", ')),
+    "what is no object": (400, request("POST", b"/openai2", [KEY, AS_JSON], b'{"model": ')),
+    "what is not what its coding says": (
+        400,
+        request("POST", b"/openai2", [KEY, AS_JSON, (b"Content-Encoding", b"gzip")], b"{}"),
+    ),
+    "a stream": (400, request("POST", b"/openai", [KEY, AS_JSON], b'{"prompt": "a", "stream": true}')),
+    "too long an object": (413, request("POST", b"/openai", [KEY, AS_JSON], b"x" * (2**20 + 1))),
+    "too long an object in chunks": (
+        413,
+        request("POST", b"/openai", [KEY, AS_JSON, (b"Transfer-Encoding", b"chunked")])
+        + chunked(b"x" * (2**20 + 1), b""),
+    ),
+    "a form with a wrong key": (403, request("POST", b"/openai/audio/transcriptions", [AS_FORM], NO_FORM)),
+    "a form without a file": (400, request("POST", b"/openai/audio/transcriptions", [KEY, AS_FORM], NO_FORM)),
+    "no form": (400, request("POST", b"/openai/audio/transcriptions", [KEY, AS_FORM], b"--b\r\n\0")),
+}
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize(("status", "asked"), REFUSED.values(), ids=REFUSED)
+async def test_what_is_refused_leaves_no_cycle_behind(play: Play, status: int, asked: bytes) -> None:
+    # In such a cycle is the body, and who sends it may have no key.
+    async with play(**SWAP, PROXY_ENDPOINTS="/v1/responses,/v1/realtime", PROXY_MAX_BODY_MB="1") as stage:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                client = await stage.proxy.connect()
+                await client.say(asked)
+                assert (await client.hear()).status == status
+                client.writer.transport.abort()
+            await until(lambda: len(stage.entries) == 3 and not stage.proxy.state.tasks)
+            await asyncio.sleep(0.05)
+            gc.collect()
+            found = [thing for thing in gc.garbage if isinstance(thing, BaseException | FrameType) or is_ours(thing)]
             assert found == []
         finally:
             gc.set_debug(0)

@@ -94,6 +94,10 @@ class Form:
             self._ready += (self._rendered([(b"Content-Disposition", disposition)]), value.encode(), b"\r\n")
         return b"".join((*self._ready, self._delimiter, b"--\r\n"))
 
+    def let_go(self) -> None:
+        """Let go of the parser. It knows the form, and the garbage collector comes rarely."""
+        self._parser.callbacks = {}
+
     def _begun_parser(self, boundary: bytes) -> MultipartParser:
         """Return a parser that has already read the head of a part without a name, of which nothing is kept.
 
