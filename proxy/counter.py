@@ -4,6 +4,7 @@ What a body says is believed, or complained of, only once the client's key is kn
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,6 +22,11 @@ from proxy.whole import OF_THE_BYTES
 
 MOST_OF_ALL_OBJECTS = 512 * MEGABYTE  # in memory
 MOST_OF_ALL_FORMS = 4096 * MEGABYTE  # on disk
+
+STEP = 4 * MEGABYTE
+TRIES = 100  # places of a body in which a key could stand
+SECURITY_KEY = b'"security_key"'
+VALUE = re.compile(rb'\s{0,99}+:\s{0,99}+"([^"\\]{1,999}+)"')
 
 T = TypeVar("T")
 
@@ -52,6 +58,21 @@ class Counter:
             return await asyncio.get_running_loop().run_in_executor(self._aside, work)
         finally:
             self.objects.give(size)
+
+    async def is_shown_in(self, body: bytes) -> bool:
+        """Tell whether a client's key stands in the text of an object, its name without escapes."""
+        at, tries = 0, TRIES
+        while tries and at < len(body):
+            await asyncio.sleep(0)  # some milliseconds are behind it
+            end = at + STEP
+            if (found := body.find(SECURITY_KEY, at, end + len(SECURITY_KEY))) < 0:
+                at = end
+                continue
+            at, tries = found + len(SECURITY_KEY), tries - 1
+            shown = VALUE.match(body, at)
+            if shown and self._access.is_client_key(shown[1]):
+                return True
+        return False
 
     def knows(self, downstream: Downstream, own: Own) -> bool:
         """Tell whether header or query bear a client's key, where one is asked for."""

@@ -17,10 +17,13 @@ class Endpoints:
         self._listed = re.compile("|".join(alternatives).encode(), re.DOTALL) if patterns else None
 
     def include(self, path: bytes) -> bool:
-        """Tell whether this path (no query) may be relayed."""
+        """Tell whether this path (no query) may be relayed.
+
+        One with a fragment may not (RFC 9112 3.2.1 has none): some servers cut it off, which leaves another path.
+        """
         if self._listed is None:
             return True
-        return self._listed.fullmatch(path) is not None and not has_dot_segments(path)
+        return self._listed.fullmatch(path) is not None and b"#" not in path and not has_dot_segments(path)
 
 
 def has_dot_segments(path: bytes) -> bool:

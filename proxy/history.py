@@ -56,7 +56,7 @@ class History:
     name = "history"
 
     def __init__(self, path: Path, days: int) -> None:
-        self._path = path
+        self._path = path.absolute()  # which no name that SQLite understands otherwise is
         self._days = days
         self._db: sqlite3.Connection | None = None
         self._file: object = None  # which file that is
@@ -89,7 +89,12 @@ class History:
             raise
 
     def close(self, patience: float) -> None:
-        """Close the file; what could not be written by now is lost. Called when nobody writes any more."""
+        """Try once more to write what is left, and close the file. Called when nobody writes any more."""
+        if self._unwritten:
+            self._not_before = -math.inf
+            self.write([])
+        if lost := len(self._unwritten):
+            log.warning("the history %s lacks the last %s entries", self._path, lost)
         self._hang_up()
 
     def _transact(self, now: float) -> None:
@@ -97,7 +102,7 @@ class History:
         if self._db is None:
             self._db = opened(self._path)
             self._file = identity(self._path)
-        elif pruning and identity(self._path) != self._file:
+        elif identity(self._path) != self._file:
             raise FileNotFoundError("somebody has put another file in its place")
         db = self._db
         additions = self._additions()  # in Python, which takes its time: other workers wait for a transaction to end

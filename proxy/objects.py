@@ -17,7 +17,9 @@ from proxy.whole import Whole, expanded, read_whole
 
 JSON = b"application/json"
 READ_AT_ONCE = 64 * 1024  # bytes of JSON that the loop's thread reads, in some milliseconds at worst
-MOST_OF_A_STRANGERS = 8 * MEGABYTE  # of a coded body whose key stands in it: it was a thousandth of that on its way
+# Of a body whose key stands in it. A coded one was a thousandth of that on its way. In a plain one that is longer the
+# key is looked for first: to read it takes up to twelve times its size, and C code that nothing interrupts.
+MOST_OF_A_STRANGERS = 8 * MEGABYTE
 
 
 class Objects:
@@ -69,8 +71,10 @@ class Objects:
         plain = is_identity(coding)
         if plain and len(body) <= READ_AT_ONCE:
             return read(body)
-        if not (plain or self._counter.knows(downstream, own)):
-            limit = min(limit, MOST_OF_A_STRANGERS)
+        if not self._counter.knows(downstream, own):
+            if plain and len(body) > MOST_OF_A_STRANGERS and not await self._counter.is_shown_in(body):
+                return {}, None
+            limit = limit if plain else min(limit, MOST_OF_A_STRANGERS)
         return await self._counter.aside(len(body), partial(unfolded, body, coding, limit))
 
 

@@ -52,9 +52,12 @@ class Redaction:
     """Masks secrets in texts; `secrets` are those that it is to know by heart, whatever they look like."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        secrets = sorted(secrets, key=len, reverse=True)
         forms = sorted({form for secret in secrets for form in _spellings(secret) if form}, key=len, reverse=True)
         self._known = [form for form in forms if len(form) >= SHORT]
-        self._edge = max([EDGE, *map(len, forms)])
+        encoded = "|".join(_any_encoding(secret) for secret in secrets if len(secret) >= SHORT)
+        self._encoded = re.compile(encoded) if encoded else None
+        self._edge = max([EDGE, *map(len, forms), *(3 * len(secret.encode("utf-8", "replace")) for secret in secrets)])
         short = "|".join(re.escape(form) for form in forms if len(form) < SHORT)
         self._short = re.compile(rf"(?<![\w-])(?:{short})(?![\w-])") if short else None
 
@@ -69,6 +72,8 @@ class Redaction:
         for secret in self._known:
             if secret in text:
                 text = text.replace(secret, MASK)
+        if self._encoded and "%" in text:
+            text = self._encoded.sub(MASK, text)
         if self._short:
             text = self._short.sub(MASK, text)
         small = text.lower()
@@ -88,6 +93,12 @@ class RedactedFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of a record."""
         return self.redact(super().format(record))
+
+
+def _any_encoding(secret: str) -> str:
+    """Return a pattern for a secret any of whose characters may be percent-encoded, in digits of either case."""
+    encoded = ("".join(f"%(?i:{byte:02x})" for byte in character.encode("utf-8", "replace")) for character in secret)
+    return "".join(f"(?:{re.escape(plain)}|{code})" for plain, code in zip(secret, encoded, strict=True))
 
 
 def _spellings(secret: str) -> set[str]:

@@ -155,7 +155,7 @@ def chosen(reader: "Reader") -> Settings:
         or values.target(DEFAULT_TARGET),
         host=take("OXY_HOST", values.address, "0.0.0.0"),
         port=take("OXY_PORT", values.port, 18443),
-        workers=take("PROXY_WORKERS", values.at_least_one, 1),
+        workers=take("PROXY_WORKERS", values.workers, 1),
         hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", values.listed, NOTHING),
         openai_api_key=reader.one_of("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", parse=values.key),
         openai_project=take("OPENAI_PROJECT_KEY", values.key, None),

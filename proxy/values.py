@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from proxy import native
 
 MEGABYTE = 1024 * 1024
+MOST_WORKERS = 256  # more than any machine has processors for; a mistyped number is not to start processes for ever
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -126,6 +127,13 @@ def at_least_one(text: str) -> int:
     """Read a whole number above zero, of at most nine digits: what is counted with it stays within 64 bits."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise ValueError("write a whole number from 1 to 999999999")
+    return int(text)
+
+
+def workers(text: str) -> int:
+    """Read a number of processes."""
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
+        raise ValueError(f"write a whole number from 1 to {MOST_WORKERS}")
     return int(text)
 
 

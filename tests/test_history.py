@@ -170,7 +170,6 @@ def test_a_file_that_was_taken_away_is_noticed_and_made_anew(
         Path(f"{file}{name}").unlink()
     if another:
         file.touch()
-    monkeypatch.setattr(history, "_next_pruning", 0.0)
     history.write([written()])
     assert ["cannot be written" in message for message in caplog.messages] == [True]
     history.write([])
@@ -363,6 +362,28 @@ def test_what_could_not_be_written_is_written_once_it_can_be(
     assert [found["id"] for found in Recall(file).newest()] == ["4", "3", "2"]
     assert told[1:] == [f"the history {file} is written again; 2 entries are missing in it"]
     history.close(0)
+
+
+def test_at_the_end_it_is_tried_once_more(file: Path, told: list[str]) -> None:
+    history = History(without_its_folder(file), days=30)
+    history.write([written()])
+    (file.parent / "nowhere").mkdir()
+    history.close(0)
+    assert Recall(file.parent / "nowhere" / file.name).totals()["requests"] == 1
+    lost = History(without_its_folder(file.parent / "elsewhere" / file.name), days=30)
+    lost.write([written()])
+    lost.close(0)
+    assert told[-1].endswith("lacks the last 1 entries")
+
+
+def test_a_name_that_sqlite_would_understand_otherwise_is_a_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    history = History(Path(":memory:"), days=30)
+    history.write([written()])
+    history.close(0)
+    assert Recall(tmp_path / ":memory:").totals()["requests"] == 1
 
 
 def test_it_is_tried_again_only_after_a_while(file: Path, told: list[str]) -> None:

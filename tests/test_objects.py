@@ -454,6 +454,43 @@ async def test_a_stranger_is_not_unfolded_for_as_far_as_a_client_is(
     assert status == 200 or "larger than the 8 MB" in error(back)["message"]
 
 
+DECOY = b'"a":{"security_key":"wrong"},'
+RIGHT = b'"security_key" : "%b",' % KEY
+
+
+@one_way
+@pytest.mark.parametrize(
+    ("beginning", "status", "read"),
+    [
+        (b"", 403, False),
+        (DECOY, 403, False),
+        (RIGHT, 200, True),
+        (DECOY + RIGHT, 200, True),
+        (b'"a":{"security_key":"%b"},' % KEY, 403, True),
+        (b'"b":[' + b'{"security_key":7},' * (counter.TRIES - 1) + b"1]," + RIGHT, 200, True),
+        (b'"b":[' + b'{"security_key":7},' * counter.TRIES + b"1]," + RIGHT, 403, False),
+        (b'"b":"%b",' % (b"x" * (counter.STEP - 9)) + RIGHT, 200, True),
+    ],
+)
+async def test_a_long_body_in_which_no_key_stands_is_not_read(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, beginning: bytes, status: int, read: bool
+) -> None:
+    readings: list[int] = []
+    unfolded = objects.unfolded
+
+    def noted(body: bytes, *more: Any) -> Any:
+        readings.append(len(body))
+        return unfolded(body, *more)
+
+    monkeypatch.setattr(objects, "unfolded", noted)
+    upstream.says(answer())
+    body = b'{%b"x":"%b"}' % (beginning, b"x" * objects.MOST_OF_A_STRANGERS)
+    async with start(**SWAP) as proxy:
+        assert (await ask(proxy, post(b"/openai2", body))).status == status
+        assert readings == ([len(body)] if read else [])
+        assert (await ask(proxy, post(b"/openai2", body, SHOWN))).status == 200
+
+
 @one_way
 async def test_a_body_whose_coding_is_named_identity_is_as_one_without(start: Start, upstream: Upstream) -> None:
     upstream.says(answer())

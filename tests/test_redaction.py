@@ -1,6 +1,7 @@
 """Redaction: no secret leaves a text, whatever way it is spelled; what is none stays; nothing takes long."""
 
 import logging
+import re
 import time
 
 import pytest
@@ -72,6 +73,9 @@ def test_what_is_no_secret_stays(text: str) -> None:
         "{secret}",
         "before{secret}after",
         "?q={query}",
+        "?q={path}",
+        "?q={small}",
+        "?q={all}",
         '{{"x": {json}}}',
         '{{"x": {plain_json}}}',
         "{latin}",
@@ -84,6 +88,9 @@ def test_a_secret_that_was_handed_over_is_masked_in_every_spelling(secret: str, 
     text = spelled.format(
         secret=secret,
         query=quote(secret, safe=""),
+        path=quote(secret),  # as Python has it, with each slash
+        small=re.sub("%..", lambda code: code[0].lower(), quote(secret, safe="!'()*")),
+        all="".join(f"%{byte:02X}" for byte in secret.encode()),
         json=json.dumps(secret),
         plain_json=json.dumps(secret, ensure_ascii=False),
         latin=secret.encode().decode("latin-1"),

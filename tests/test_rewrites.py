@@ -406,6 +406,8 @@ def test_a_path_offers_operations_and_leads_somewhere(path: bytes, offered: dict
         b"/openai2/%2E%2e/cancel",
         b"/openai2/.%2e",
         b"/openai2/a%2Fb",
+        b"/openai2/a#",
+        b"/openai2/a#/input_items",
         b"/openai2/a%2fb/cancel",
         b"/openai2/%2F",
         b"/openai2/a\\b",

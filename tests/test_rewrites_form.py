@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import BadRequest
 from proxy.own import NAMES as OWN
-from proxy.rewrites.transcriptions import DEFAULTS, MOST_HEAD, MOST_PARTS, MOST_VALUE, Form
+from proxy.rewrites.transcriptions import DEFAULTS, MOST_FIELDS, MOST_HEAD, MOST_PARTS, MOST_VALUE, Form
 
 Headers = list[tuple[bytes, bytes]]
 Part = tuple[Headers, bytes]
@@ -102,6 +102,16 @@ def test_the_model_is_known_as_soon_as_it_is_said(said: list[bytes], model: str 
     for start in range(0, len(text), cut):
         form.feed(text[start : start + cut])
     assert form.model == model
+
+
+def test_the_header_fields_of_all_parts_are_bounded() -> None:
+    head = b'Content-Disposition: form-data; name="x"\r\n' + b"a:\r\n" * 99
+    whole = b"--b\r\n" + head + b"\r\n\r\n"
+    form = Form(b"multipart/form-data; boundary=b", OWN)
+    for _ in range(MOST_FIELDS // 100):
+        form.feed(whole)
+    with pytest.raises(BadRequest, match="more than 4000 header fields"):
+        form.feed(whole)
 
 
 @pytest.mark.parametrize(

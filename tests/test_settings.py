@@ -91,6 +91,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("ALL_PROXY", "https://u:p@proxy.example", "outbound_proxy", "https://u:p@proxy.example"),
 ]
 
+NO_WORKERS = "write a whole number from 1 to 256"
 NO_NUMBER = "write a whole number from 1 to 999999999"
 NO_PORT = "not a port: write a number from 0 to 65535"
 NO_TIME = "write a number of milliseconds above 0"
@@ -106,7 +107,7 @@ NO_PROXY_URL = "not a proxy: write http://host:port, https://host:port or socks5
 NO_PROXIES = ("proxy.example:3128", "ftp://proxy.example", "http://", "http://a:b", "http://[::1", "http://a:0")
 
 REFUSED = [
-    *(("PROXY_WORKERS", text, NO_NUMBER) for text in ("0", "-1", "1.5", "two", "٣", "1 0")),
+    *(("PROXY_WORKERS", text, NO_WORKERS) for text in ("0", "-1", "1.5", "two", "٣", "1 0", "257", "99999")),
     *(("PROXY_MAX_BODY_MB", text, NO_NUMBER) for text in ("0", "64MB")),
     *(("OXY_PORT", text, NO_PORT) for text in ("65536", "-1", "80.0", "http", "٣", "0x50", "8 0")),
     *(("PROXY_SHUTDOWN_GRACE_MS", text, NO_TIME) for text in ("0", "-1", "nan", "inf", "1e999", "30s")),

@@ -45,7 +45,7 @@ def operations(path: bytes) -> dict[str, Operation]:
     """Return the operations that a raw path offers, by method: none where it is no path of this family.
 
     An id with a slash or a dot segment in it, encoded or not, would name something else upstream; so would one that is
-    encoded twice, where it is decoded twice.
+    encoded twice, where it is decoded twice, and one with a fragment, where that is cut off.
     """
     for pattern, offered in OPERATIONS:
         if found := pattern.fullmatch(path.removeprefix(PREFIX)):
@@ -62,4 +62,4 @@ def _leads_away(id: bytes) -> bool:
     plain = unquote_to_bytes(id)
     # Some servers cut `;parameters` from a segment before they resolve it.
     is_dots = plain.partition(b";")[0] in (b".", b"..")
-    return is_dots or b"/" in plain or b"\\" in plain or unquote_to_bytes(plain) != plain
+    return is_dots or b"#" in id or b"/" in plain or b"\\" in plain or unquote_to_bytes(plain) != plain

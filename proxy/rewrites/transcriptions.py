@@ -22,6 +22,7 @@ MOST_MODEL = 1024
 # A form may be read before its key is heard, and 20 MB of nothing but small parts take 8 s of CPU; as long take lines
 # that begin like a boundary and go on otherwise, which RFC 2046 5.1.1 does not let content have.
 MOST_PARTS = 1000
+MOST_FIELDS = 4000  # in the heads of all parts, 5 us each
 
 # What it refuses it raises as well, and the client hears of it.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
@@ -52,7 +53,7 @@ class Form:
         self._names = frozenset(own)
         self._defaults = dict(DEFAULTS)  # those still to be added
         self._complete = False
-        self._boundaries = 0
+        self._boundaries = self._fields = 0
         self._padding = MOST_HEAD  # that may still stand behind boundaries
         self._part = 0
         self._head: Pairs = []
@@ -131,6 +132,9 @@ class Form:
 
     def _end_field(self) -> None:
         self._take_room(len(b": \r\n"))
+        self._fields += 1
+        if self._fields > MOST_FIELDS:
+            raise BadRequest(f"the form has more than {MOST_FIELDS} header fields")
         self._head.append((bytes(self._field), bytes(self._value)))
         self._field.clear()
         self._value.clear()
