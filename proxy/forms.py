@@ -85,7 +85,8 @@ class Rewritten:
         self.ended = False
         self._upload = upload
         self._room = MOST_OF_A_FORM
-        self._heard: frozenset[str] | None = None
+        self._heard: frozenset[str] | None = None  # before the file, of which those again
+        self._again: frozenset[str] = frozenset()
 
     async def begin(self, spool: Spool, *, whole: bool) -> BadRequest | None:
         """Put the form into the spool, all of it or what comes before the content of its file; return what is wrong."""
@@ -96,7 +97,7 @@ class Rewritten:
                     break
         except BadRequest as problem:
             return problem
-        self._heard = frozenset(self.form.own)
+        self._heard, self._again = frozenset(self.form.own), frozenset(self.form.repeated)
         return None
 
     async def read(self) -> bytes:
@@ -115,5 +116,8 @@ class Rewritten:
         return b""
 
     def _refuse_late(self) -> None:
-        if self._heard is not None and (late := self.form.own.keys() - self._heard - {"security_key"}):
+        if self._heard is None:
+            return
+        late = (self.form.own.keys() - self._heard) | (self.form.repeated - self._again)
+        if late := late - {"security_key"}:
             raise BadRequest(f"{min(late)}: it has to come before the file where the key comes in a header")

@@ -134,7 +134,7 @@ class Recall:
                 if db.execute("PRAGMA application_id").fetchone() != (OURS,):
                     raise NoHistory(f"{self._path} is {NOT_OURS}")
                 yield db.execute(query, values)
-        except sqlite3.Error as problem:
+        except (sqlite3.Error, ValueError) as problem:  # the latter of a line that is damaged
             raise NoHistory(f"the history {self._path} cannot be read: {problem}") from problem
 
 

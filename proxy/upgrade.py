@@ -26,6 +26,7 @@ from proxy.request import examine, measure, origin_form
 
 STOPS = "The proxy stops"
 STALL = 60.0  # seconds after the end of a session in which a client has to read what is left of it
+MOST_EARLY = 64 * 1024  # bytes that a client may say before its handshake is answered, and still be read
 # Less than the idle timeouts of common middle boxes and load balancers, whose shortest are around a minute.
 PING_INTERVAL = 20.0
 HEAD = (
@@ -55,7 +56,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._paced = True
         self._full = False
         self._task: asyncio.Task[Any] | None = None
-        self._early: list[bytes] | None = []
+        self._early: bytearray | None = bytearray()
         self._pong: list[bytes] = []
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -76,12 +77,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     # What asyncio calls
 
     def data_received(self, data: bytes) -> None:
-        """Hear the client, who has to wait for the answer to its handshake first (RFC 6455 4.1)."""
+        """Hear the client, who has to wait for the answer to its handshake first (RFC 6455 4.1).
+
+        One that does not is read on up to a bound: while nothing is read, no hang-up is noticed.
+        """
         if self._early is None:
             super().data_received(data)
             return
-        self._early.append(data)
-        self.transport.pause_reading()
+        self._early += data
+        if len(self._early) > MOST_EARLY:
+            self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, or what was to become one."""
@@ -139,7 +144,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         early, self._early = self._early, None
         if early:
             self.transport.resume_reading()
-            self.data_received(b"".join(early))
+            self.data_received(bytes(early))
 
     def handle_cont(self, event: Frame) -> None:
         """Take a fragment. In one buffer: each by itself would take many times the room of a single byte."""

@@ -304,11 +304,12 @@ async def test_a_compressed_form_is_not_taken(proxy: Running, upstream: Upstream
     assert upstream.accepted == 0
 
 
+@pytest.mark.parametrize("before", [b"", part("project", b"q")], ids=["alone", "again"])
 async def test_credentials_behind_the_file_come_too_late_where_the_file_has_gone_on(
-    proxy: Running, upstream: Upstream
+    proxy: Running, upstream: Upstream, before: bytes
 ) -> None:
     client = await proxy.connect()
-    head, tail = said(FILE, part("project", b"p"), END, fields=[SHOWN]).split(AUDIO)
+    head, tail = said(before, FILE, part("project", b"p"), END, fields=[SHOWN]).split(AUDIO)
     await client.say(head, AUDIO[:100])
     there = await upstream.accept()
     await there.until(AUDIO[:90])

@@ -242,6 +242,13 @@ def test_a_file_that_cannot_be_read_is_no_history(tmp_path: Path, content: bytes
     assert file.exists() == (content is not None), "to read is not to make"
 
 
+def test_a_damaged_line_is_a_history_that_cannot_be_read(recall: Recall) -> None:
+    with closing(sqlite3.connect(recall._path)) as db, db:
+        db.execute("""UPDATE entries SET lines = replace(lines, '{"time"', '{' || char(1) || '"time"')""")
+    with pytest.raises(NoHistory, match="cannot be read"):
+        recall.newest()
+
+
 def test_a_history_of_another_version_is_told_as_one(recall: Recall) -> None:
     with closing(sqlite3.connect(recall._path)) as db:
         db.execute("PRAGMA application_id = 0")

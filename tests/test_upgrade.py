@@ -15,7 +15,7 @@ from proxy.settings import load
 from proxy.upgrade import WebSocketProtocol, opening
 from proxy.upstream_websocket import Remote
 from tests.conftest import Running, running
-from tests.peers import PATIENCE, Peer, request
+from tests.peers import PATIENCE, Peer, Upstream, request
 from tests.sockets import OFFER, Far, ended, fill, hear, proxy_protocols, session, settled
 
 PAIRS = [(name.lower(), value) for name, value in [(b"Host", b"proxy.example"), *OFFER]]
@@ -54,6 +54,17 @@ async def test_a_message_in_many_fragments_takes_the_room_of_their_bytes(proxy: 
 
 
 @pytest.mark.untraced
+@pytest.mark.parametrize("early", [b"", b"\x81\x80\0\0\0\0"], ids=["silent", "hasty"])
+async def test_a_client_that_hangs_up_before_its_handshake_is_answered_is_noticed(tmp_path: Path, early: bytes) -> None:
+    async with Upstream().listening() as upstream, running(load({"OXY_TARGET": upstream.url}, tmp_path)) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER), early)
+        there = await upstream.accept()
+        await there.head()
+        await client.close()
+        assert await there.rest() == b""
+
+
 async def test_a_flood_of_pings_to_one_who_does_not_read_leaves_one_pong(proxy: Running, far: Far) -> None:
     async with session(proxy, far) as (client, there):
         await fill(there, b"x" * 2**20, most=100)
