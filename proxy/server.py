@@ -173,11 +173,27 @@ class Workers(Multiprocess):
     would wait five seconds for its sign of life.
     """
 
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._orders = 0  # to stop; uvicorn queues them, looks twice a second, and takes two for one
+        for number in STOPS:
+            signal.signal(number, self._take_order)
+
+    def _take_order(self, *_: object) -> None:
+        self._orders += 1
+
     def init_processes(self) -> None:
         """Start the workers."""
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
         super().init_processes()
         signal.signal(signal.SIGINT, ours)
+
+    def handle_signals(self) -> None:
+        """Stop where that was ordered; else do as uvicorn does."""
+        if self._orders:
+            self.should_exit.set()
+        else:
+            super().handle_signals()
 
     def keep_subprocess_alive(self) -> None:
         """Replace each worker that died, or hung and was killed, and say so: uvicorn does at a level we leave out.
@@ -187,7 +203,7 @@ class Workers(Multiprocess):
         before = [*self.processes]
         super().keep_subprocess_alive()
         for old, new in zip(before, self.processes, strict=True):
-            if new is not old and not STOPS.intersection(self.signal_queue):
+            if new is not old and not self._orders:
                 log.warning("worker %s died or hung (status %s); %s takes its place", old.pid, old.exitcode, new.pid)
 
     def terminate_all(self) -> None:
@@ -201,7 +217,7 @@ class Workers(Multiprocess):
         for process in self.processes:
             while process.process.is_alive():
                 process.process.join(0.1)
-                if STOPS.intersection(self.signal_queue):  # uvicorn queues others too, a resized terminal among them
+                if self._orders > 1:
                     process.process.kill()
 
 

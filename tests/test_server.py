@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import psutil
 import pytest
+import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__
@@ -324,6 +325,20 @@ def test_a_second_order_to_stop_ends_it_at_once(
 
 
 @pytest.mark.untraced
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_two_orders_to_stop_that_come_together_are_two(
+    run: Run, listener: socket.socket, second: signal.Signals
+) -> None:
+    process = run("--target", local_url(listener), PROXY_WORKERS="2")
+    with calling(process, listener) as (client, _):
+        process.tell(signal.SIGTERM)
+        time.sleep(0.1)  # else the kernel makes one of two that are alike
+        process.tell(second)
+        assert process.status() == 0, "it took the time that running answers have"
+        assert rest(client) == b""
+
+
+@pytest.mark.untraced
 def test_while_it_drains_it_says_so_to_those_who_are_connected(run: Run, listener: socket.socket) -> None:
     process = run("--target", local_url(listener))
     with (
@@ -393,17 +408,20 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
     assert process.news == [line]
 
 
-@pytest.mark.parametrize(("queue", "died"), [([], True), ([signal.SIGWINCH], True), ([signal.SIGINT], False)])
+@pytest.mark.parametrize(("order", "died"), [(None, True), (signal.SIGWINCH, True), (signal.SIGINT, False)])
 def test_a_worker_that_ended_by_order_did_not_die(
-    monkeypatch: pytest.MonkeyPatch, told: list[str], queue: Any, died: bool
+    monkeypatch: pytest.MonkeyPatch, told: list[str], order: signal.Signals | None, died: bool
 ) -> None:
     def replace(self: Multiprocess) -> None:
         self.processes[0] = SimpleNamespace(pid=2)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", replace)
-    workers = Workers.__new__(Workers)  # uvicorn's `__init__` takes over the signals of this process
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    workers = Workers(uvicorn.Config("app", workers=1), [])
     workers.processes = [SimpleNamespace(pid=1, exitcode=0)]  # type: ignore[list-item]
-    workers.signal_queue = queue
+    if order is not None:
+        handlers[order](order, None)
     workers.keep_subprocess_alive()
     assert told == (["worker 1 died or hung (status 0); 2 takes its place"] if died else [])
 
@@ -569,7 +587,7 @@ def test_bad_settings_are_one_message_and_status_2(tmp_path: Path) -> None:
     assert ended.stderr == (
         "oxy: settings are not usable:\n"
         "  OXY_PORT: not a port: write a number from 0 to 65535\n"
-        "  PROXY_WORKERS: write a whole number from 1 to 999999999\n"
+        "  PROXY_WORKERS: write a whole number from 1 to 256\n"
         "  OPENAI_API_KEY: it holds a space or a character that cannot stand in a header\n"
     )
 

@@ -65,6 +65,17 @@ async def test_a_client_that_hangs_up_before_its_handshake_is_answered_is_notice
         assert await there.rest() == b""
 
 
+@pytest.mark.parametrize("most", [3, 1000], ids=["too much to be read at once", "little"])
+async def test_what_is_said_early_is_heard_when_the_handshake_is_answered(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(upgrade, "MOST_EARLY", most)
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER), b"\x81\x85\0\0\0\0hello", b"\x81\x85\0\0\0\0again")
+    there = await far.accept()
+    assert [await hear(there), await hear(there)] == ["hello", "again"]
+
+
 async def test_a_flood_of_pings_to_one_who_does_not_read_leaves_one_pong(proxy: Running, far: Far) -> None:
     async with session(proxy, far) as (client, there):
         await fill(there, b"x" * 2**20, most=100)
