@@ -241,7 +241,8 @@ def test_a_body_full_of_mistakes_costs_no_more_memory_than_one_with_a_single_mis
 
     name = b'{"' + b"x" * 100 + b'":['
     once, often = name + b"1e200," * 20_000 + b"1e999]}", name + b"1e999," * 20_000 + b"1e999]}"
-    assert peak(often) < 1.2 * peak(once)
+    least_once, least_often = (min(peak(body) for _ in range(3)) for body in (once, often))  # of other threads' work
+    assert least_often < 1.2 * least_once
 
 
 def test_a_member_of_our_own_is_plain_json() -> None:

@@ -41,7 +41,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
         environ = {
             "OXY_TARGET": upstream.url,
             "OXY_TRANSPORT": request.param,
-            "OPENAI_PROXY_UPSTREAM_TIMEOUT_MS": "200",  # a busy machine is not to look like a silent upstream
+            "OPENAI_PROXY_UPSTREAM_TIMEOUT_MS": "600",  # a busy machine is not to look like a silent upstream
         }
         async with running(load(environ, tmp_path_factory.mktemp("nowhere"))) as proxy:
             yield Stage(proxy, upstream)
