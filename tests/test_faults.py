@@ -10,8 +10,8 @@ import gc
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -531,6 +531,21 @@ async def test_fields_that_connection_names_end_here_both_ways(play: Play, upstr
             assert not {b"connection", b"x-mine", b"close-not"} & {*names}
 
 
+@contextmanager
+def what_the_collector_finds() -> Iterator[list[object]]:
+    """What happens meanwhile leaves this behind in cycles, told at the end."""
+    found: list[object] = []
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield found
+        gc.collect()
+        found += gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
 def is_ours(thing: object) -> bool:
     return type(thing).__module__.startswith("proxy")
 
@@ -543,9 +558,7 @@ async def test_an_exchange_that_breaks_leaves_no_cycle_behind(
 ) -> None:
     # The collector comes rarely (`app.spare_the_collector`): what it has to find would stay for long.
     async with play() as stage:
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with what_the_collector_finds() as found:
             for _ in range(3):
                 client = await stage.proxy.connect()
                 await client.say(asked)
@@ -558,11 +571,7 @@ async def test_an_exchange_that_breaks_leaves_no_cycle_behind(
                 await there.closed()
                 await stage.freed()
             await asyncio.sleep(0.05)
-            gc.collect()
-            assert [thing for thing in gc.garbage if is_ours(thing)] == []
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
+        assert [thing for thing in found if is_ours(thing)] == []
 
 
 KEY = (b"X-API-Key", CLIENT_KEY.encode())
@@ -601,9 +610,7 @@ REFUSED = {
 async def test_what_is_refused_leaves_no_cycle_behind(play: Play, status: int, asked: bytes) -> None:
     # In such a cycle is the body, and who sends it may have no key.
     async with play(**SWAP, PROXY_ENDPOINTS="/v1/responses,/v1/realtime", PROXY_MAX_BODY_MB="1") as stage:
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with what_the_collector_finds() as found:
             for _ in range(3):
                 client = await stage.proxy.connect()
                 await client.say(asked)
@@ -611,12 +618,7 @@ async def test_what_is_refused_leaves_no_cycle_behind(play: Play, status: int, a
                 client.writer.transport.abort()
             await until(lambda: len(stage.entries) == 3 and not stage.proxy.state.tasks)
             await asyncio.sleep(0.05)
-            gc.collect()
-            found = [thing for thing in gc.garbage if isinstance(thing, BaseException | FrameType) or is_ours(thing)]
-            assert found == []
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
+        assert [thing for thing in found if isinstance(thing, BaseException | FrameType) or is_ours(thing)] == []
 
 
 # ---- many who stall
