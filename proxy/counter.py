@@ -60,7 +60,14 @@ class Counter:
             self.objects.give(size)
 
     async def is_shown_in(self, body: bytes) -> bool:
-        """Tell whether a client's key stands in the text of an object, its name without escapes."""
+        """Tell whether a client's key stands in an object's text, its name without escapes. Raises `Overloaded`."""
+        self.objects.take(len(body))
+        try:
+            return await self._is_in(body)
+        finally:
+            self.objects.give(len(body))
+
+    async def _is_in(self, body: bytes) -> bool:
         at, tries = 0, TRIES
         while tries and at < len(body):
             await asyncio.sleep(0)  # some milliseconds are behind it

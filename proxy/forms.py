@@ -1,7 +1,6 @@
 """A convenience request that is a form with a file in it."""
 
 import asyncio
-from contextlib import ExitStack, closing
 
 from proxy.counter import Counter, with_query
 from proxy.downstream import Downstream
@@ -30,17 +29,19 @@ class Forms:
 
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Read of the form what has to be known before the call, and make the call."""
-        with ExitStack() as held:
-            call = await self._call(exchange, downstream, held)
-            call.release = held.pop_all().close
+        spool = Spool(self._counter.forms)
+        try:
+            call = await self._call(exchange, downstream, spool)
+        except BaseException:
+            spool.close()
+            raise
+        call.release = spool.close
         return call
 
-    async def _call(self, exchange: Exchange, downstream: Downstream, held: ExitStack) -> Call:
+    async def _call(self, exchange: Exchange, downstream: Downstream, spool: Spool) -> Call:
         query, own = split_query(downstream.query)
-        spool = held.enter_context(closing(Spool(self._counter.forms)))
         try:
             rewritten = Rewritten(plain(downstream), Form(downstream.fields.get(b"content-type", b""), NAMES))
-            held.callback(rewritten.form.let_go)
         except BadRequest as problem:
             self._counter.admit(exchange, downstream, own, problem)
             raise  # pragma: no cover  `admit` has raised: one of the two complaints is there

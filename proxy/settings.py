@@ -9,6 +9,7 @@ import io
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]  # typeshed lacks it
@@ -155,7 +156,7 @@ def chosen(reader: "Reader") -> Settings:
         or values.target(DEFAULT_TARGET),
         host=take("OXY_HOST", values.address, "0.0.0.0"),
         port=take("OXY_PORT", values.port, 18443),
-        workers=take("PROXY_WORKERS", values.workers, 1),
+        workers=take("PROXY_WORKERS", partial(values.at_least_one, most=values.MOST_WORKERS), 1),
         hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", values.listed, NOTHING),
         openai_api_key=reader.one_of("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", parse=values.key),
         openai_project=take("OPENAI_PROJECT_KEY", values.key, None),

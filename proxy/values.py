@@ -123,17 +123,10 @@ def port(text: str) -> int:
     return int(text)
 
 
-def at_least_one(text: str) -> int:
+def at_least_one(text: str, most: int = 999_999_999) -> int:
     """Read a whole number above zero, of at most nine digits: what is counted with it stays within 64 bits."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise ValueError("write a whole number from 1 to 999999999")
-    return int(text)
-
-
-def workers(text: str) -> int:
-    """Read a number of processes."""
-    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
-        raise ValueError(f"write a whole number from 1 to {MOST_WORKERS}")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+        raise ValueError(f"write a whole number from 1 to {most}")
     return int(text)
 
 

@@ -476,7 +476,14 @@ async def test_a_long_body_in_which_no_key_stands_is_not_read(
     start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, beginning: bytes, status: int, read: bool
 ) -> None:
     readings: list[int] = []
-    unfolded = objects.unfolded
+    held: list[int] = []
+    unfolded, is_in = objects.unfolded, counter.Counter._is_in
+
+    def looked_through(self: counter.Counter, body: bytes) -> Any:
+        held.append(self.objects.held - len(body))
+        return is_in(self, body)
+
+    monkeypatch.setattr(counter.Counter, "_is_in", looked_through)
 
     def noted(body: bytes, *more: Any) -> Any:
         readings.append(len(body))
@@ -488,6 +495,7 @@ async def test_a_long_body_in_which_no_key_stands_is_not_read(
     async with start(**SWAP) as proxy:
         assert (await ask(proxy, post(b"/openai2", body))).status == status
         assert readings == ([len(body)] if read else [])
+        assert held == [0], "it was not counted meanwhile, or not given back before"
         assert (await ask(proxy, post(b"/openai2", body, SHOWN))).status == 200
 
 

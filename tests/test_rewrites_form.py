@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import weakref
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -102,6 +103,14 @@ def test_the_model_is_known_as_soon_as_it_is_said(said: list[bytes], model: str 
     for start in range(0, len(text), cut):
         form.feed(text[start : start + cut])
     assert form.model == model
+
+
+def test_a_form_goes_with_the_last_who_holds_it() -> None:
+    form = Form(b"multipart/form-data; boundary=b", OWN)
+    form.feed(b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx')
+    gone = weakref.ref(form)
+    del form
+    assert gone() is None
 
 
 def test_the_header_fields_of_all_parts_are_bounded() -> None:

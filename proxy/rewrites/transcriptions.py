@@ -6,7 +6,9 @@ form, nothing is held but the head of one part, one value for each own field, an
 """
 
 import logging
+import weakref
 from collections.abc import Collection
+from functools import partial
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
@@ -95,10 +97,6 @@ class Form:
             self._ready += (self._rendered([(b"Content-Disposition", disposition)]), value.encode(), b"\r\n")
         return b"".join((*self._ready, self._delimiter, b"--\r\n"))
 
-    def let_go(self) -> None:
-        """Let go of the parser. It knows the form, and the garbage collector comes rarely."""
-        self._parser.callbacks = {}
-
     def _begun_parser(self, boundary: bytes) -> MultipartParser:
         """Return a parser that has already read the head of a part without a name, of which nothing is kept.
 
@@ -107,14 +105,15 @@ class Form:
         """
         parser = MultipartParser(boundary, max_header_count=MOST_HEAD, max_header_size=MOST_HEAD)
         parser.write(self._delimiter + b"\r\n\r\n\r\n")
-        parser.set_callback("part_begin", self._begin_part)
-        parser.set_callback("header_field", self._hear_field)
-        parser.set_callback("header_value", self._hear_value)
-        parser.set_callback("header_end", self._end_field)
-        parser.set_callback("headers_finished", self._begin_content)
-        parser.set_callback("part_data", self._hear_content)
-        parser.set_callback("part_end", self._end_part)
-        parser.set_callback("end", self._end)
+        this: Form = weakref.proxy(self)  # else the two were a cycle, and the garbage collector comes rarely
+        parser.set_callback("part_begin", partial(Form._begin_part, this))
+        parser.set_callback("header_field", partial(Form._hear_field, this))
+        parser.set_callback("header_value", partial(Form._hear_value, this))
+        parser.set_callback("header_end", partial(Form._end_field, this))
+        parser.set_callback("headers_finished", partial(Form._begin_content, this))
+        parser.set_callback("part_data", partial(Form._hear_content, this))
+        parser.set_callback("part_end", partial(Form._end_part, this))
+        parser.set_callback("end", partial(Form._end, this))
         return parser
 
     def _begin_part(self) -> None:
