@@ -14,9 +14,11 @@ from queue import SimpleQueue
 from typing import TextIO
 
 from proxy.entry import PIPE_BUF, Entry, as_text
+from proxy.pace import in_slices
 from proxy.values import LogFormat
 
 MOST_WAITING = 10_000  # lines
+SLICE = 50  # entries, about 10 us, and as long for who writes them; see `pace`
 MOST_NEWS = 1000  # of which some have a traceback
 RETRY = 1.0  # seconds after which a stream that could not be written is tried again
 LAST_WORDS = 2.0  # seconds for what waits for stderr at the end
@@ -124,7 +126,8 @@ class Lines:
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Take these entries, as many as there is room for."""
-        self._outlet.write([self._line(entry) for entry in entries])
+        for some in in_slices(entries, SLICE):
+            self._outlet.write([self._line(entry) for entry in some])
 
     def close(self, patience: float) -> None:
         """Write what waits; a stream that takes no more within so many seconds is left alone."""
