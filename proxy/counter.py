@@ -5,9 +5,6 @@ What a body says is believed, or complained of, only once the client's key is kn
 
 import asyncio
 import re
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from proxy.access import CREDENTIALS, Access
 from proxy.downstream import Downstream
@@ -18,7 +15,7 @@ from proxy.own import Own
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.values import MEGABYTE
-from proxy.whole import OF_THE_BYTES
+from proxy.whole import OF_THE_BYTES, Aside
 
 MOST_OF_ALL_OBJECTS = 512 * MEGABYTE  # in memory
 MOST_OF_ALL_FORMS = 4096 * MEGABYTE  # on disk
@@ -28,14 +25,12 @@ TRIES = 100  # places of a body in which a key could stand
 SECURITY_KEY = b'"security_key"'
 VALUE = re.compile(rb'\s{0,99}+:\s{0,99}+"([^"\\]{1,999}+)"')
 
-T = TypeVar("T")
-
 
 class Counter:
     """Where every convenience request comes by.
 
     `max_body` is how many bytes of a JSON object are taken; `objects` and `forms` bound the bytes of all that come at
-    once, since whoever sends them may turn out to have no key.
+    once, since whoever sends them may turn out to have no key. `aside` is where long objects are looked into.
     """
 
     def __init__(self, settings: Settings, access: Access, relay: Relay) -> None:
@@ -46,18 +41,7 @@ class Counter:
         self.objects = Budget(share(MOST_OF_ALL_OBJECTS, settings.workers))
         self.max_body = min(settings.max_body, self.objects.limit)  # what is more would find no room, ever
         self.forms = Budget(share(MOST_OF_ALL_FORMS, settings.workers))
-        self._aside = ThreadPoolExecutor(1, "oxy-json")
-
-    async def aside(self, size: int, work: Callable[[], T]) -> T:
-        """Do what takes long with a body of so many bytes, in a thread of its own, one after the other.
-
-        The others' exchanges go on meanwhile, whoever sends such bodies, and however many. Raises `Overloaded`.
-        """
-        self.objects.take(size)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._aside, work)
-        finally:
-            self.objects.give(size)
+        self.aside = Aside(self.objects)
 
     async def is_shown_in(self, body: bytes) -> bool:
         """Tell whether a client's key stands in an object's text, its name without escapes. Raises `Overloaded`."""

@@ -8,6 +8,7 @@ into every other event stays there.
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 
 from proxy.downstream import Downstream
 from proxy.exchange import Answer, Call, Exchange
@@ -16,7 +17,7 @@ from proxy.guard import Budget
 from proxy.headers import first
 from proxy.jsontext import member, read, write
 from proxy.routes import Route
-from proxy.whole import Whole, read_whole
+from proxy.whole import Aside, Whole, read_whole
 
 PATH = re.compile(rb"/chat/completions(?:\?|\Z)")
 ASKED_WITH = frozenset((b"content-length", b"transfer-encoding", b"accept-encoding"))
@@ -32,6 +33,7 @@ class IncludeUsage:
         self._relay = relay
         self._limit = limit
         self._budget = budget
+        self._aside = Aside(budget)
 
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Make the call, and ask for usage in it where it is a streamed chat completion that does not."""
@@ -40,7 +42,7 @@ class IncludeUsage:
         if body is None or body.length is None or body.length > self._limit or not _may_be_chat(call):
             return call
         content = await read_whole(body, self._limit, self._budget)
-        asking = asked(content)
+        asking = await self._aside.do_if_long(len(content), partial(asked, content))
         call.body = Whole(asking or content)
         if asking is not None:
             kept = [pair for pair in call.headers if pair[0] not in ASKED_WITH]

@@ -13,10 +13,9 @@ from proxy.own import NAMES, Own, split_query
 from proxy.rewrites import responses
 from proxy.usage import model_of
 from proxy.values import MEGABYTE
-from proxy.whole import Whole, expanded, read_whole
+from proxy.whole import MOST_AT_ONCE, Whole, expanded, read_whole
 
 JSON = b"application/json"
-READ_AT_ONCE = 64 * 1024  # bytes of JSON that the loop's thread reads, in some milliseconds at worst
 # Of a body whose key stands in it. A coded one was a thousandth of that on its way. In a plain one that is longer the
 # key is looked for first: to read it takes up to twelve times its size, and C code that nothing interrupts.
 MOST_OF_A_STRANGERS = 8 * MEGABYTE
@@ -50,10 +49,11 @@ class Objects:
             if found := members.pop(name, None):
                 own.add(name, found.value)
         admitted = self._counter.admit(exchange, downstream, own, complaint)
-        members = self._rewrite(members)
+        size = sum(len(found.text) for found in members.values())
+        members, text = await self._counter.aside.do_if_long(size, partial(self._rewritten, members))
         if (model := members.get("model")) is not None:
             exchange.asked = model_of(model.value)
-        body = None if self._empty == "nothing" and not members else Whole(write(members).encode())
+        body = None if self._empty == "nothing" and not members else Whole(text)
         target = with_query(self._target or responses.target(downstream.path), query)
         call = self._counter.call(exchange, downstream, own, admitted, target=target, body=body, content_type=JSON)
         call.idempotent = self._idempotent
@@ -62,6 +62,10 @@ class Objects:
             call.headers = [pair for pair in call.headers if pair[0] != b"accept-encoding"]
         return call
 
+    def _rewritten(self, members: Members) -> tuple[Members, bytes]:
+        members = self._rewrite(members)
+        return members, write(members).encode()
+
     async def _members(self, downstream: Downstream, own: Own) -> tuple[Members, Failure | None]:
         limit = self._counter.max_body
         body = await read_whole(downstream.upload, limit, self._counter.objects)
@@ -69,13 +73,13 @@ class Objects:
             return {}, None
         coding = downstream.fields.get(b"content-encoding", b"")
         plain = is_identity(coding)
-        if plain and len(body) <= READ_AT_ONCE:
+        if plain and len(body) <= MOST_AT_ONCE:
             return read(body)
         if not self._counter.knows(downstream, own):
             if plain and len(body) > MOST_OF_A_STRANGERS and not await self._counter.is_shown_in(body):
                 return {}, None
             limit = limit if plain else min(limit, MOST_OF_A_STRANGERS)
-        return await self._counter.aside(len(body), partial(unfolded, body, coding, limit))
+        return await self._counter.aside.do(len(body), partial(unfolded, body, coding, limit))
 
 
 def unfolded(body: bytes, coding: bytes, limit: int) -> tuple[Members, Failure | None]:

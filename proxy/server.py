@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__, native
 from proxy.app import create_app, relay_app
@@ -24,10 +23,10 @@ from proxy.lines import News
 from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
+from proxy.workers import STOPS, Workers
 from proxy.workspace import workspace
 
 BACKLOG = 2048
-STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
 ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine finds itself on them
 MODES = {
     "transparent": "transparent: nothing is checked, each client's own key goes on untouched",
@@ -164,61 +163,6 @@ class Server(uvicorn.Server):
         """Take the signal."""
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
-
-
-class Workers(Multiprocess):
-    """uvicorn's supervisor of several processes, which leave Ctrl-C to it until they are up.
-
-    A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and the supervisor
-    would wait five seconds for its sign of life.
-    """
-
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
-        super().__init__(config, sockets)
-        self._orders = 0  # to stop; uvicorn queues them, looks twice a second, and takes two for one
-        for number in STOPS:
-            signal.signal(number, self._take_order)
-
-    def _take_order(self, *_: object) -> None:
-        self._orders += 1
-
-    def init_processes(self) -> None:
-        """Start the workers."""
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
-        super().init_processes()
-        signal.signal(signal.SIGINT, ours)
-
-    def handle_signals(self) -> None:
-        """Stop where that was ordered; else do as uvicorn does."""
-        if self._orders:
-            self.should_exit.set()
-        else:
-            super().handle_signals()
-
-    def keep_subprocess_alive(self) -> None:
-        """Replace each worker that died, or hung and was killed, and say so: uvicorn does at a level we leave out.
-
-        One that heard Ctrl-C, and ended before the supervisor looked into its own, did neither.
-        """
-        before = [*self.processes]
-        super().keep_subprocess_alive()
-        for old, new in zip(before, self.processes, strict=True):
-            if new is not old and not self._orders:
-                log.warning("worker %s died or hung (status %s); %s takes its place", old.pid, old.exitcode, new.pid)
-
-    def terminate_all(self) -> None:
-        """Let the workers finish; who calls from now on is to hear at once that nobody takes it."""
-        super().terminate_all()
-        for sock in self.sockets:
-            sock.close()
-
-    def join_all(self) -> None:
-        """Wait for the workers to end; told to stop a second time, end them."""
-        for process in self.processes:
-            while process.process.is_alive():
-                process.process.join(0.1)
-                if self._orders > 1:
-                    process.process.kill()
 
 
 def announce(settings: Settings, sock: socket.socket) -> None:

@@ -1,7 +1,10 @@
 """Bodies that have to be read whole: requests that are rewritten, and the one answer that is. All of it is bounded."""
 
+import asyncio
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from proxy.codings import is_identity
 from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
@@ -11,6 +14,7 @@ from proxy.headers import first
 from proxy.values import MEGABYTE
 
 MOST_OF_AN_ANSWER = 64 * MEGABYTE
+MOST_AT_ONCE = 64 * 1024  # bytes of JSON that the loop's thread reads, in some milliseconds at worst
 # What says something about the bytes of a body ends with them (RFC 9110 8, RFC 9530).
 OF_THE_BYTES = frozenset(
     (
@@ -20,6 +24,8 @@ OF_THE_BYTES = frozenset(
 )
 WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 RAW_DEFLATE = -15
+
+T = TypeVar("T")
 
 
 class Whole:
@@ -59,6 +65,29 @@ async def read_whole(body: Body | None, limit: int, budget: Budget) -> bytes:
     finally:
         budget.give(size)
     return b"".join(pieces)
+
+
+class Aside:
+    """Where what takes long with bodies is done: in a thread of its own, one after the other.
+
+    The others' exchanges go on meanwhile, whoever sends such bodies, and however many; `budget` counts their bytes.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._thread = ThreadPoolExecutor(1, "oxy-json")
+
+    async def do(self, size: int, work: Callable[[], T]) -> T:
+        """Do the work on so many bytes and return its result. Raises `Overloaded`, and what the work raises."""
+        self._budget.take(size)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._budget.give(size)
+
+    async def do_if_long(self, size: int, work: Callable[[], T]) -> T:
+        """Do the work here and now where that takes no longer than to hand it over."""
+        return work() if size <= MOST_AT_ONCE else await self.do(size, work)
 
 
 def too_large(limit: int) -> BodyTooLarge:

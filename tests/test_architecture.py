@@ -35,7 +35,7 @@ FLOORS = (
     (
         "rooms",
         "access cors downstream endpoints history ledger lines login metrics plain ratelimit recall tap through_httpx "
-        "transport veil workspace",
+        "transport veil workers workspace",
     ),
     ("the far bank", "upstream"),
     ("what is read from the history, and what writes it", "books charts report"),
@@ -71,8 +71,9 @@ DOORS = {
     "python_multipart": ("rewrites", "reads a form as it streams in"),
     "prometheus_client": ("metrics", "how Prometheus spells what it reads"),
     "uvicorn": (
-        "server protocol pure upgrade demo",
-        "serves; protocol stands in for its own, pure and upgrade build on its own; the demo has a server to itself",
+        "server workers protocol pure upgrade demo",
+        "serves, in several processes too; protocol stands in for its own, pure and upgrade build on its own; the demo "
+        "has a server to itself",
     ),
     "websockets": ("upgrade upstream_websocket", "frames and closing handshakes, on both sides"),
     "starlette": (

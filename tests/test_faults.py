@@ -22,6 +22,7 @@ from proxy import app
 from proxy.exchange import Exchange
 from proxy.guard import Guard
 from proxy.ledger import Ledger
+from proxy.whole import MOST_AT_ONCE
 from tests.conftest import CLIENT_KEY, SWAP, Running, Start
 from tests.peers import PATIENCE, Peer, Upstream, answer, chunked, free_port, request
 from tests.test_connection import until
@@ -593,6 +594,10 @@ REFUSED = {
         request("POST", b"/openai2", [KEY, AS_JSON, (b"Content-Encoding", b"gzip")], b"{}"),
     ),
     "a stream": (400, request("POST", b"/openai", [KEY, AS_JSON], b'{"prompt": "a", "stream": true}')),
+    "what is found wrong beside the loop": (
+        400,
+        request("POST", b"/openai", [KEY, AS_JSON], b'{"stream": true, "prompt": "%b"}' % (b"x" * MOST_AT_ONCE)),
+    ),
     "too long an object": (413, request("POST", b"/openai", [KEY, AS_JSON], b"x" * (2**20 + 1))),
     "too long an object in chunks": (
         413,

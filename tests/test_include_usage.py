@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import include_usage
 from proxy.exchange import Sink
 from proxy.include_usage import LONGEST_EVENT, WithoutUsage, asked, less_usage
 from proxy.recall import Recall
+from proxy.whole import MOST_AT_ONCE
 from tests.conftest import Start
 from tests.peers import Upstream, answer, chunked, request
 
@@ -160,6 +163,28 @@ async def test_the_ledger_hears_of_the_usage_and_the_client_does_not(
     assert heard.get(b"accept-encoding") is None
     (entry,) = Recall(history).newest()
     assert (entry["usage_added"], entry["tokens"]["total"]) == (True, 7)
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+@pytest.mark.parametrize(("size", "where"), [(0, "MainThread"), (MOST_AT_ONCE, "oxy-json")])
+async def test_a_long_body_is_looked_into_beside_the_loop(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, size: int, where: str
+) -> None:
+    looked: list[str] = []
+
+    def noted(content: bytes) -> bytes | None:
+        looked.append(threading.current_thread().name)
+        return asked(content)
+
+    monkeypatch.setattr(include_usage, "asked", noted)
+    upstream.says(answer())
+    async with start(PROXY_INCLUDE_USAGE="1") as proxy:
+        client = await proxy.connect()
+        said = CHAT[:-1] + b', "user": "%b"}' % (b"x" * size)
+        await client.say(request("POST", b"/v1/chat/completions", body=said))
+        assert (await client.hear()).status == 200
+    assert [name.partition("_")[0] for name in looked] == [where]
+    assert json.loads(upstream.heard[0].body)["stream_options"] == {"include_usage": True}
 
 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)

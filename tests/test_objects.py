@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy import counter, objects
+from proxy import counter, jsontext, objects, whole
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start
 from tests.peers import PATIENCE, Heard, Pairs, Upstream, answer, chunked, request
 
@@ -533,6 +533,28 @@ async def test_while_a_large_body_is_read_others_are_served_and_it_counts_as_hel
             go_on.set()
         assert (await first).status == 200
         assert (await ask(proxy, large)).status == 200, "it still counts as held"
+
+
+@one_way
+@pytest.mark.parametrize(("size", "where"), [(whole.MOST_AT_ONCE // 2, "MainThread"), (whole.MOST_AT_ONCE, "oxy-json")])
+async def test_a_long_body_is_rewritten_beside_the_loop(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, size: int, where: str
+) -> None:
+    written: list[str] = []
+    write = jsontext.write
+
+    def noted(members: Any) -> str:
+        written.append(threading.current_thread().name)
+        return write(members)
+
+    monkeypatch.setattr(objects, "write", noted)
+    upstream.says(answer())
+    said = {"messages": [{"role": "user", "content": "x" * size}], "image": {"url": "https://h/i.png"}}
+    async with start(**SWAP) as proxy:
+        assert (await ask(proxy, post(b"/openai", said, SHOWN))).status == 200
+    assert [name.partition("_")[0] for name in written] == [where]
+    *_, image = json.loads(upstream.heard[0].body)["messages"][0]["content"]
+    assert image == {"type": "image_url", "image_url": {"url": "https://h/i.png"}}
 
 
 @one_way

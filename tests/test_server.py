@@ -20,16 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Self
 
 import psutil
 import pytest
-import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
-from proxy.server import CannotListen, OnlyNews, Workers, announce, application, configure, listen, local_url, to_stderr
+from proxy.server import CannotListen, OnlyNews, announce, application, configure, listen, local_url, to_stderr
 from proxy.settings import Settings
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
@@ -41,6 +39,7 @@ from tests.test_metrics import ENDED, samples, series
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "proxy"]
 PATIENCE = 30  # seconds; a process takes its time to start on a machine that is busy with other tests
+SOON = 8  # seconds; the supervisor waits 15 for a sign of life
 NOBODY = "http://127.0.0.1:9"  # a target that no test here calls
 LISTENER = str(Path(__file__).with_name("listener.pem"))  # a certificate for localhost, and its key
 UNKNOWN = ".".join(["x" * 60] * 5)  # a name beyond 253 characters: refused without asking a resolver
@@ -103,8 +102,12 @@ class Process:
 
     @property
     def workers(self) -> list[psutil.Process]:
-        children = psutil.Process(self._process.pid).children()
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        found = []
+        for child in psutil.Process(self._process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def health(self) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -178,9 +181,9 @@ def unread(tmp_path: Path) -> Iterator[Path]:
     os.close(both_ends)
 
 
-def polls() -> Iterator[None]:
+def polls(patience: float = PATIENCE) -> Iterator[None]:
     """Yield now and then for as long as a test is ready to wait."""
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         yield
         time.sleep(0.02)
@@ -408,22 +411,53 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
     assert process.news == [line]
 
 
-@pytest.mark.parametrize(("order", "died"), [(None, True), (signal.SIGWINCH, True), (signal.SIGINT, False)])
-def test_a_worker_that_ended_by_order_did_not_die(
-    monkeypatch: pytest.MonkeyPatch, told: list[str], order: signal.Signals | None, died: bool
-) -> None:
-    def replace(self: Multiprocess) -> None:
-        self.processes[0] = SimpleNamespace(pid=2)  # type: ignore[call-overload]
+@pytest.mark.untraced
+def test_a_worker_that_is_killed_while_it_is_asked_for_a_sign_of_life_is_replaced_at_once(run: Run) -> None:
+    process = run("--workers", "2", "--target", NOBODY)
+    assert any(len(process.workers) == 2 for _ in polls())
+    assert process.health().status == 200
+    hung, _ = process.workers
+    hung.suspend()
+    time.sleep(2)  # it is asked every half second
+    hung.kill()
+    said = f" worker {hung.pid} died or hung (status -9); "
+    assert any(said in process.errors for _ in polls(SOON)), "nobody says so"
 
-    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", replace)
-    handlers: dict[int, Any] = {}
-    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
-    workers = Workers(uvicorn.Config("app", workers=1), [])
-    workers.processes = [SimpleNamespace(pid=1, exitcode=0)]  # type: ignore[list-item]
-    if order is not None:
-        handlers[order](order, None)
-    workers.keep_subprocess_alive()
-    assert told == (["worker 1 died or hung (status 0); 2 takes its place"] if died else [])
+
+@pytest.mark.untraced
+def test_orders_to_stop_are_heard_while_a_worker_gives_no_sign_of_life(run: Run) -> None:
+    process = run("--workers", "2", "--target", NOBODY)
+    assert any(len(process.workers) == 2 for _ in polls())
+    assert process.health().status == 200
+    hung, other = process.workers
+    hung.suspend()
+    time.sleep(2)
+    process.tell(signal.SIGTERM)
+    assert any(process.workers == [hung] for _ in polls(SOON)), f"{other} goes on"
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+
+
+@pytest.mark.untraced
+def test_workers_that_are_replaced_finish_what_they_have_and_orders_are_heard_meanwhile(
+    run: Run, listener: socket.socket
+) -> None:
+    process = run("--workers", "2", "--target", local_url(listener))
+    assert any(len(process.workers) == 2 for _ in polls())
+    with streaming(process, listener) as (client, there):
+        old = process.workers
+        process.tell(signal.SIGHUP)
+        assert any(len(set(process.workers) - set(old)) == 2 for _ in polls())
+        assert process.health().status == 200
+        assert any(len(process.workers) == 3 for _ in polls()), "it is the one with the stream that stays"
+        there.sendall(chunked(b"two"))
+        until(client, b"two\r\n")
+        process.tell(signal.SIGTERM)
+        assert any(refuses(process.port) for _ in polls(SOON)), "it still accepts"
+        there.sendall(chunked(b"three", b""))
+        assert rest(client) == chunked(b"three", b"")
+    assert process.status() == 0
+    assert process.news == []
 
 
 @pytest.mark.untraced

@@ -1,0 +1,150 @@
+"""Several processes that serve one port, and the one that starts, replaces and stops them: uvicorn's, but patient.
+
+Nothing here waits for a worker without hearing orders meanwhile: not for one that starts, one that is asked for a sign
+of life, or one that finishes what it has when another has taken its place.
+"""
+
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
+
+STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
+LOOK = 0.5  # seconds
+SHORT_LOOK = 0.1
+
+log = logging.getLogger("oxy")
+
+
+class Orders(threading.Event):
+    """Orders to stop, counted. The handler of a signal gives them, inside any call: so there is no lock to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __repr__(self) -> str:
+        return f"<Orders {self.number}>"
+
+    def set(self, *_: object) -> None:
+        """Take an order."""
+        self.number += 1
+
+    def is_set(self) -> bool:
+        """Tell whether there is any."""
+        return self.number > 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Let so many seconds pass, whatever comes, and tell whether there is any."""
+        time.sleep(timeout or 0)
+        return self.is_set()
+
+
+class Workers(Multiprocess):
+    """uvicorn's supervisor of several processes. SIGHUP replaces them all, SIGTTIN and SIGTTOU add and take one."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self.should_exit = self._orders = Orders()
+        self._retired: list[Process] = []  # told to stop, with exchanges to finish
+        self._failed = False
+        for number in STOPS:
+            signal.signal(number, self._orders.set)
+
+    def run(self) -> None:
+        """Serve until that is to end. Raises `SystemExit` where a worker could not even start."""
+        super().run()
+        if self._failed:
+            sys.exit(STARTUP_FAILURE)
+
+    def init_processes(self) -> None:
+        """Start the workers."""
+        for _ in range(self.processes_num):
+            if not self._orders.is_set():
+                self.processes.append(self._started())
+
+    def restart_all(self) -> None:
+        """Put a new worker into the place of each, when it serves; the old one finishes what it has."""
+        for place, old in enumerate(self.processes):
+            new = self._started()
+            if not new.wait_until_ready(self.config.timeout_worker_healthcheck, self._orders):
+                new.kill()
+                new.join()
+                if not self._orders.is_set():
+                    log.error("worker %s was not ready in time; the old ones from %s on stay", new.pid, old.pid)
+                return
+            self.processes[place] = new
+            self._retire(old)
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace each worker that died, or hung and is killed for it, and say so."""
+        self._retired = [worker for worker in self._retired if worker.process.is_alive()]
+        for place, old in enumerate(self.processes):
+            answers = self._answers(old)
+            if self._orders.is_set():  # one that ended by order, as of Ctrl-C, did not die
+                return
+            if answers:
+                continue
+            old.kill()
+            old.join()
+            if old.exitcode == STARTUP_FAILURE:  # and would so again
+                log.error("worker %s could not start, so that all end", old.pid)
+                self._failed = True
+                self._orders.set()
+                return
+            self.processes[place] = new = self._started()
+            log.warning("worker %s died or hung (status %s); %s takes its place", old.pid, old.exitcode, new.pid)
+
+    def handle_ttin(self) -> None:
+        """Add a worker."""
+        self.processes.append(self._started())
+
+    def handle_ttou(self) -> None:
+        """Take one away, if there is another."""
+        if len(self.processes) > 1:
+            self._retire(self.processes.pop())
+
+    def terminate_all(self) -> None:
+        """Let the workers finish; who calls from now on is to hear at once that nobody takes it."""
+        super().terminate_all()
+        for sock in self.sockets:
+            sock.close()
+
+    def join_all(self) -> None:
+        """Wait for the workers to end; told to stop a second time, end them."""
+        for worker in (*self.processes, *self._retired):
+            while worker.process.is_alive():
+                worker.process.join(SHORT_LOOK)
+                if self._orders.number > 1:
+                    worker.process.kill()
+
+    def _started(self) -> Process:
+        """Start a worker, which leaves Ctrl-C to us until it is up.
+
+        A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and we would
+        wait for its sign of life.
+        """
+        worker = Process(self.config, self.sockets)
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
+        worker.start()
+        signal.signal(signal.SIGINT, ours)
+        return worker
+
+    def _retire(self, worker: Process) -> None:
+        worker.terminate()
+        self._retired.append(worker)
+
+    def _answers(self, worker: Process) -> bool:
+        """Tell whether a worker gives a sign of life in time; one that ends meanwhile will not."""
+        give_up = time.monotonic() + self.config.timeout_worker_healthcheck
+        while not worker.is_alive(LOOK):
+            if worker.exitcode is not None or self._orders.is_set() or time.monotonic() >= give_up:
+                return False
+        return True

@@ -1,0 +1,205 @@
+"""The supervisor of several workers, told with puppets in their place; test_server plays it with real ones."""
+
+import signal
+from collections.abc import Callable
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+
+from proxy import workers
+from proxy.workers import Orders, Workers
+
+Handlers = dict[int, Any]
+
+
+class Puppet:
+    """A worker as its supervisor sees one. One that does not answer runs on all the same."""
+
+    numbers = count(1)
+    ready = True
+
+    def __init__(self, *_: object) -> None:
+        self.pid = next(self.numbers)
+        self.exitcode: int | None = None
+        self.answers = True
+        self.heard: list[str] = []
+        self.process = SimpleNamespace(is_alive=lambda: self.exitcode is None, join=self._joined, kill=self.kill)
+
+    def start(self) -> None:
+        self.heard.append("start")
+
+    def is_alive(self, timeout: float) -> bool:
+        return self.exitcode is None and self.answers
+
+    def wait_until_ready(self, timeout: float, orders: Orders) -> bool:
+        return self.ready
+
+    def terminate(self) -> None:
+        self.heard.append("terminate")
+
+    def kill(self) -> None:
+        if self.exitcode is None:
+            self.exitcode = -9
+
+    def join(self) -> None:
+        assert self.exitcode is not None, "it would wait for ever"
+
+    def _joined(self, timeout: float) -> None:
+        self.heard.append("joined")
+
+
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Handlers:
+    """What would be called for a signal."""
+    found: Handlers = {}
+
+    def signalled(number: int, handler: object) -> object:
+        before = found.get(number)
+        found[number] = handler
+        return before
+
+    monkeypatch.setattr(signal, "signal", signalled)
+    return found
+
+
+@pytest.fixture
+def troupe(monkeypatch: pytest.MonkeyPatch, handlers: Handlers) -> Callable[[], Workers]:
+    """A supervisor of two puppets, which have started."""
+    monkeypatch.setattr(workers, "Process", Puppet)
+    monkeypatch.setattr(Puppet, "numbers", count(1))
+
+    def troupe() -> Workers:
+        found = Workers(uvicorn.Config("app", workers=2, timeout_worker_healthcheck=0), [])
+        found.init_processes()
+        return found
+
+    return troupe
+
+
+def pids(some: Workers) -> list[int | None]:
+    return [worker.pid for worker in some.processes]
+
+
+def test_workers_that_answer_stay(troupe: Callable[[], Workers], told: list[str]) -> None:
+    some = troupe()
+    some.keep_subprocess_alive()
+    assert pids(some) == [1, 2]
+    assert told == []
+
+
+@pytest.mark.parametrize(("exitcode", "status"), [(0, 0), (-11, -11), (None, -9)])
+def test_a_worker_that_died_or_hangs_is_replaced_and_the_log_says_so(
+    troupe: Callable[[], Workers], told: list[str], exitcode: int | None, status: int
+) -> None:
+    some = troupe()
+    one: Any = some.processes[0]
+    one.exitcode, one.answers = exitcode, False
+    some.keep_subprocess_alive()
+    assert pids(some) == [3, 2]
+    assert told == [f"worker 1 died or hung (status {status}); 3 takes its place"]
+
+
+@pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_ended_by_order_did_not_die(
+    troupe: Callable[[], Workers], handlers: Handlers, told: list[str], order: int
+) -> None:
+    some = troupe()
+    one: Any = some.processes[0]
+    one.exitcode = 0
+    handlers[order](order, None)
+    some.keep_subprocess_alive()
+    assert pids(some) == [1, 2]
+    assert told == []
+
+
+def test_a_resized_terminal_is_no_order(troupe: Callable[[], Workers], handlers: Handlers) -> None:
+    some = troupe()
+    handlers[signal.SIGWINCH](signal.SIGWINCH, None)
+    some.handle_signals()
+    assert not some.should_exit.is_set()
+
+
+def test_a_worker_that_cannot_start_ends_them_all_with_a_status(troupe: Callable[[], Workers], told: list[str]) -> None:
+    some = troupe()
+    one: Any = some.processes[0]
+    one.exitcode = STARTUP_FAILURE
+    some.processes_num = 0  # those of the run are here
+    other: Any = some.processes[1]
+    other.terminate = other.kill
+    with pytest.raises(SystemExit) as end:
+        some.run()
+    assert end.value.code == STARTUP_FAILURE
+    assert told == ["worker 1 could not start, so that all end"]
+
+
+def test_who_is_told_to_stop_starts_no_more(troupe: Callable[[], Workers], handlers: Handlers) -> None:
+    some = troupe()
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    some.init_processes()
+    assert pids(some) == [1, 2]
+
+
+def test_while_one_starts_ctrl_c_is_not_its_own(
+    troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[object] = []
+    monkeypatch.setattr(Puppet, "start", lambda self: during.append(handlers[signal.SIGINT]))
+    some = troupe()
+    some.handle_ttin()
+    assert during == [signal.SIG_IGN] * 3
+
+
+def test_all_are_replaced_one_after_the_other_and_nobody_waits_for_the_old(troupe: Callable[[], Workers]) -> None:
+    some = troupe()
+    old: list[Any] = [*some.processes]
+    some.restart_all()
+    assert pids(some) == [3, 4]
+    assert [one.heard for one in old] == [["start", "terminate"]] * 2
+    old[0].exitcode = 0
+    some.keep_subprocess_alive()
+    assert [one.pid for one in some._retired] == [2]
+
+
+def test_a_new_worker_that_is_not_ready_leaves_the_old_ones(
+    troupe: Callable[[], Workers], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = troupe()
+    monkeypatch.setattr(Puppet, "ready", False)
+    some.restart_all()
+    assert pids(some) == [1, 2]
+    assert told == ["worker 3 was not ready in time; the old ones from 1 on stay"]
+
+
+def test_an_order_to_stop_ends_the_replacing_in_silence(
+    troupe: Callable[[], Workers], handlers: Handlers, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = troupe()
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    monkeypatch.setattr(Puppet, "ready", False)
+    some.restart_all()
+    assert pids(some) == [1, 2]
+    assert told == []
+
+
+def test_one_more_and_one_less_but_never_none(troupe: Callable[[], Workers]) -> None:
+    some = troupe()
+    some.handle_ttin()
+    assert pids(some) == [1, 2, 3]
+    for _ in range(3):
+        some.handle_ttou()
+    assert pids(some) == [1]
+    assert [one.pid for one in some._retired] == [3, 2]
+
+
+def test_a_second_order_ends_those_too_that_were_replaced(troupe: Callable[[], Workers], handlers: Handlers) -> None:
+    some = troupe()
+    old: list[Any] = [*some.processes]
+    some.restart_all()
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    handlers[signal.SIGINT](signal.SIGINT, None)
+    some.join_all()
+    assert [one.exitcode for one in [*old, *some.processes]] == [-9] * 4
