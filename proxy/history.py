@@ -107,8 +107,9 @@ class History:
         db = self._db
         additions = self._additions()  # in Python, which takes its time: other workers wait for a transaction to end
         db.execute("BEGIN IMMEDIATE")
-        for [(statement, rows)] in in_slices(additions, 1):
-            db.executemany(statement, rows)
+        for some in in_slices(additions, 1):
+            for statement, rows in some:
+                db.executemany(statement, rows)
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
         if pruning:
             prune(db, time.time() - self._days * DAY)

@@ -1,16 +1,18 @@
 """The clerk's pace: whatever it does with a batch, the loop's thread has its turn after a few of the entries."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from proxy import history, metrics
+from proxy import history, metrics, pace
 from proxy.exchange import Exchange
 from proxy.history import History
 from proxy.ledger import BATCH, SPELLED_AT_ONCE, TOLD_AT_ONCE, Ledger
 from proxy.metrics import Metrics
+from proxy.pace import Load, in_slices
 from proxy.redaction import Redaction
 from tests.test_history import written
 
@@ -52,9 +54,30 @@ def keeping(tmp_path: Path) -> Work:
 def test_it_breathes_between_slices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[Path], Work], breaths: int
 ) -> None:
+    monkeypatch.setattr(pace, "FULL", math.inf)
+    monkeypatch.setattr(pace, "WINDOW", 0)
     begun = work(tmp_path)
     taken: list[float] = []
     monkeypatch.setattr(time, "sleep", taken.append)
     begun()
     assert len(taken) >= breaths
     assert all(taken)
+
+
+@pytest.mark.parametrize(("full", "lengths"), [(math.inf, [3, 3, 3, 3, 3]), (0, [12, 3])])
+def test_where_the_process_has_no_rest_a_slice_is_longer(
+    monkeypatch: pytest.MonkeyPatch, full: float, lengths: list[int]
+) -> None:
+    monkeypatch.setattr(pace, "FULL", full)
+    monkeypatch.setattr(pace, "WINDOW", 0)
+    slices = [*in_slices(range(15), 3)]
+    assert [len(some) for some in slices] == lengths
+    assert [item for some in slices for item in some] == [*range(15)]
+
+
+def test_it_has_none_while_it_takes_a_whole_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([7.0, 7.1, 7.15, 7.35])
+    monkeypatch.setattr(time, "process_time", lambda: next(spent))
+    load = Load()
+    told = [load.is_full(now) for now in (1000.0, 1000.1, 1000.15, 1000.2, 1000.4)]
+    assert told == [False, True, True, False, True], "it is looked at now and then"
