@@ -22,7 +22,7 @@ PAUSE = 0.2  # seconds in which a batch gathers
 TICK = 1.0  # seconds after which the books hear that nothing happened
 MOST_WAITING = 10_000  # entries
 MOST_HEARD = 4 * 1024 * 1024  # bytes of answers that wait with them; what is more is looked into at once
-PATIENCE = 2.0  # seconds for the last entries
+PATIENCE = 5.0  # seconds for the last entries, on a machine that has no time
 TOLD_AT_ONCE, SPELLED_AT_ONCE = 16, 24  # entries, about 0.2 ms; see `pace`
 
 FAILED = "The upstream ended its stream with an error"
@@ -41,6 +41,7 @@ class Ledger:
         self._clerk = threading.Thread(target=self._work, name="oxy-ledger", daemon=True)
         self._complained: set[str] = set()
         self._told = 0
+        self._at_hand = 0  # entries that are no longer waiting and not yet in every book
         self._give_up = math.inf
         self._taken = self._looked_into = 0  # bytes of what was heard: each thread counts up its own
         self.dropped = 0
@@ -74,13 +75,15 @@ class Ledger:
             self._enough.set()
 
     def close(self, patience: float = PATIENCE) -> None:
-        """Write what waits, within so many seconds; what a stuck book did not take by then is lost."""
+        """Write what waits, within so many seconds; what a stuck book did not take by then is lost, and said to be."""
         self._give_up = time.monotonic() + patience
         self._closing.set()
         self._some.set()
         self._enough.set()
         if self._clerk.ident is not None:
             self._clerk.join(patience)
+        if missing := len(self._waiting) + self._at_hand:
+            log.warning("there was no time to write down the last %s exchanges", missing)
 
     def _work(self) -> None:
         self._write_down()  # so that whoever reads a book finds one, be it empty
@@ -105,6 +108,7 @@ class Ledger:
             for book in self._books:
                 with self._whatever_happens(book.name):
                     book.write(batch)
+            self._at_hand = 0
             if len(self._waiting) < (1 if self._closing.is_set() else BATCH):
                 break
         if missing := self.dropped - self._told:
@@ -112,7 +116,8 @@ class Ledger:
             log.warning("the ledger did not keep up: %s exchanges were not written down", missing)
 
     def _next_batch(self) -> list[Entry]:
-        exchanges = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        self._at_hand = min(BATCH, len(self._waiting))
+        exchanges = [self._waiting.popleft() for _ in range(self._at_hand)]
         for some in in_slices(exchanges, TOLD_AT_ONCE):
             for exchange in some:
                 if (heard := exchange.heard) is not None:

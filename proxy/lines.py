@@ -23,6 +23,8 @@ MOST_NEWS = 1000  # of which some have a traceback
 RETRY = 1.0  # seconds after which a stream that could not be written is tried again
 LAST_WORDS = 2.0  # seconds for what waits for stderr at the end
 
+log = logging.getLogger("oxy")
+
 
 class Outlet:
     """Writes lines to a descriptor, in a thread of its own. `dropped` lines did not get into it.
@@ -44,7 +46,12 @@ class Outlet:
         self._writer.start()
 
     def __str__(self) -> str:
-        return f"{len(self._waiting)} waiting, {self.dropped} dropped"
+        return f"{self.waiting} waiting, {self.dropped} dropped"
+
+    @property
+    def waiting(self) -> int:
+        """How many lines wait, those not counted that a stuck reader is being given."""
+        return len(self._waiting)
 
     @property
     def dropped(self) -> int:
@@ -130,8 +137,10 @@ class Lines:
             self._outlet.write([self._line(entry) for entry in some])
 
     def close(self, patience: float) -> None:
-        """Write what waits; a stream that takes no more within so many seconds is left alone."""
+        """Write what waits; a stream that takes no more within so many seconds is left alone, and that is said."""
         self._outlet.close(patience)
+        if missing := self._outlet.waiting:
+            log.warning("the log on stdout lacks its last lines, at least %s", missing)
 
     def _line(self, entry: Entry) -> str:
         return entry.json if self._format == "json" else as_text(entry.facts, colour=self._colour)

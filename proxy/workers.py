@@ -118,11 +118,13 @@ class Workers(Multiprocess):
             sock.close()
 
     def join_all(self) -> None:
-        """Wait for the workers to end; told to stop a second time, end them."""
+        """Wait for the workers to end; told to stop a second time, or where one hangs beyond its time, end them."""
+        config = self.config
+        give_up = time.monotonic() + (config.timeout_graceful_shutdown or 0) + config.timeout_worker_healthcheck
         for worker in (*self.processes, *self._retired):
             while worker.process.is_alive():
                 worker.process.join(SHORT_LOOK)
-                if self._orders.number > 1:
+                if self._orders.number > 1 or time.monotonic() > give_up:
                     worker.process.kill()
 
     def _started(self) -> Process:

@@ -278,15 +278,16 @@ def test_a_stuck_book_blocks_nobody_and_what_is_too_much_is_counted_and_told(
 
 
 def test_closing_writes_what_waits_and_closes_the_books(
-    open_ledger: Open, shelves: tuple[Shelf, Shelf], monkeypatch: pytest.MonkeyPatch
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "PAUSE", 2 * PATIENCE)
     ledger = open_ledger()
     for _ in range(3):
         ledger.enter(exchange())
     ledger.close()
+    assert told == []
     assert len(shelves[0].ids) == 3
-    assert all(shelf.closed is not None and 1 < shelf.closed <= 2 for shelf in shelves)
+    assert all(shelf.closed is not None and 0 < room.PATIENCE - shelf.closed < 1 for shelf in shelves)
 
 
 def test_what_is_entered_while_the_last_is_written_is_written_too(
@@ -305,23 +306,27 @@ def test_what_is_entered_while_the_last_is_written_is_written_too(
     assert len(shelves[1].ids) == 3
 
 
-def test_closing_does_not_wait_for_a_stuck_book_beyond_its_patience(
-    open_ledger: Open, shelves: tuple[Shelf, Shelf]
+def test_closing_does_not_wait_for_a_stuck_book_beyond_its_patience_and_says_what_is_lost(
+    open_ledger: Open, shelves: tuple[Shelf, Shelf], told: list[str]
 ) -> None:
     ledger = open_ledger()
     until(lambda: shelves[1].batches)
     shelves[0].free.clear()
     ledger.enter(exchange())
     until(lambda: shelves[0].ids)
+    ledger.enter(exchange())
+    ledger.enter(exchange())
     ledger.close(0.05)
     assert shelves[0].closed is None
+    assert told == ["there was no time to write down the last 3 exchanges"]
 
 
-def test_a_ledger_that_was_never_started_closes_at_once(shelves: tuple[Shelf, Shelf]) -> None:
+def test_a_ledger_that_was_never_started_closes_at_once(shelves: tuple[Shelf, Shelf], told: list[str]) -> None:
     ledger = Ledger(shelves, Redaction())
     ledger.enter(exchange())
     ledger.close()
     assert shelves[0].ids == []
+    assert told == ["there was no time to write down the last 1 exchanges"]
 
 
 A_PROCESS_WHOSE_STDOUT_IS_FULL = """

@@ -209,18 +209,24 @@ def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe, open_l
     assert json.loads(pipe.read(1)[0].strip())["id"] == "1"
 
 
-def test_closing_writes_what_waits(pipe: Pipe, open_lines: Open) -> None:
+def test_closing_writes_what_waits(pipe: Pipe, open_lines: Open, told: list[str]) -> None:
     lines = open_lines()
     lines.write([written(number) for number in range(50)])
     lines.close(PATIENCE)
     assert len(pipe.read(50)) == 50
+    assert told == []
 
 
-def test_closing_does_not_wait_for_a_stuck_reader_beyond_its_patience(pipe: Pipe, open_lines: Open) -> None:
+def test_closing_does_not_wait_for_a_stuck_reader_beyond_its_patience_and_says_what_is_lost(
+    pipe: Pipe, open_lines: Open, told: list[str]
+) -> None:
     fill(pipe.writing)
     lines = open_lines()
-    lines.write([written(1)])
+    lines.write([written(0)])
+    until(lambda: repr(lines) == "<Lines 0 waiting, 0 dropped>")
+    lines.write([written(1), written(2)])
     lines.close(0.01)
+    assert told == ["the log on stdout lacks its last lines, at least 2"]
 
 
 @pytest.mark.parametrize(

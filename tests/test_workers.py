@@ -73,7 +73,8 @@ def troupe(monkeypatch: pytest.MonkeyPatch, handlers: Handlers) -> Callable[[], 
     monkeypatch.setattr(Puppet, "numbers", count(1))
 
     def troupe() -> Workers:
-        found = Workers(uvicorn.Config("app", workers=2, timeout_worker_healthcheck=0), [])
+        config = uvicorn.Config("app", workers=2, timeout_worker_healthcheck=0, timeout_graceful_shutdown=60)
+        found = Workers(config, [])
         found.init_processes()
         return found
 
@@ -203,3 +204,11 @@ def test_a_second_order_ends_those_too_that_were_replaced(troupe: Callable[[], W
     handlers[signal.SIGINT](signal.SIGINT, None)
     some.join_all()
     assert [one.exitcode for one in [*old, *some.processes]] == [-9] * 4
+
+
+def test_one_that_hangs_beyond_the_grace_time_is_ended(troupe: Callable[[], Workers], handlers: Handlers) -> None:
+    some = troupe()
+    some.config.timeout_graceful_shutdown = 0
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    some.join_all()
+    assert [one.exitcode for one in some.processes] == [-9] * 2
