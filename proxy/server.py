@@ -23,7 +23,7 @@ from proxy.lines import News
 from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
-from proxy.workers import STOPS, Workers
+from proxy.workers import STOPS, Server, Workers
 from proxy.workspace import workspace
 
 BACKLOG = 2048
@@ -128,7 +128,7 @@ def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> 
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on
     else:
-        server = Server(config)
+        server = OnlyServer(config)
         # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
         # an ordered stop is status 0 and not -15, also where it is ordered before the server is up.
         for number in STOPS:
@@ -156,8 +156,8 @@ def serving(settings: Settings, sock: socket.socket) -> Iterator[None]:
         thread.join()
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, which ends at once when it is told to stop a second time, whichever way."""
+class OnlyServer(Server):
+    """The server of a single process, which ends at once when it is told to stop a second time, whichever way."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take the signal."""

@@ -1,10 +1,11 @@
-"""Several processes that serve one port, and the one that starts, replaces and stops them: uvicorn's, but patient.
+"""The processes that serve: uvicorn's server, and its supervisor of several.
 
-Nothing here waits for a worker without hearing orders meanwhile: not for one that starts, one that is asked for a sign
-of life, or one that finishes what it has when another has taken its place.
+The server writes down what it cuts off. The supervisor waits for no worker without hearing orders meanwhile: not for
+one that starts, one that is asked for a sign of life, or one that finishes what it has when another has its place.
 """
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -19,8 +20,35 @@ from uvicorn.supervisors.multiprocess import Process
 STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
 LOOK = 0.5  # seconds
 SHORT_LOOK = 0.1
+LAST_WORDS = 10.0  # seconds; the ledger takes five at most
 
 log = logging.getLogger("oxy")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, whose forced end is not without an entry for each exchange: the upstream has its price."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what runs finish; told to stop again, cut it off, and let the books be written all the same."""
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            return
+        if running := [*self.server_state.tasks]:
+            log.warning("told to stop again: what runs is cut off, %s in all", len(running))
+        for task in running:
+            task.cancel()
+        await self.lifespan.shutdown()  # uvicorn leaves that out
+
+
+class Worker(Process):
+    """A worker with that server. Only SIGINT ends it at once: who stops a service may send SIGTERM to all of it."""
+
+    @property
+    def server(self) -> Server:
+        """The server of this process."""
+        if not isinstance(self._server, Server):
+            self._server = Server(config=self.config)
+        return self._server
 
 
 class Orders(threading.Event):
@@ -118,14 +146,20 @@ class Workers(Multiprocess):
             sock.close()
 
     def join_all(self) -> None:
-        """Wait for the workers to end; told to stop a second time, or where one hangs beyond its time, end them."""
+        """Wait for the workers to end: told to stop again, at once. One that hangs beyond its time is killed."""
+        workers = [*self.processes, *self._retired]
         config = self.config
         give_up = time.monotonic() + (config.timeout_graceful_shutdown or 0) + config.timeout_worker_healthcheck
-        for worker in (*self.processes, *self._retired):
-            while worker.process.is_alive():
-                worker.process.join(SHORT_LOOK)
-                if self._orders.number > 1 or time.monotonic() > give_up:
+        told_again = False
+        while running := [worker for worker in workers if worker.process.is_alive()]:
+            if self._orders.number > 1 and not told_again:
+                told_again, give_up = True, time.monotonic() + LAST_WORDS
+                for pid in filter(None, [worker.pid for worker in running]):
+                    os.kill(pid, signal.SIGINT)
+            if self._orders.number > 2 or time.monotonic() > give_up:
+                for worker in running:
                     worker.process.kill()
+            running[0].process.join(SHORT_LOOK)
 
     def _started(self) -> Process:
         """Start a worker, which leaves Ctrl-C to us until it is up.
@@ -133,7 +167,7 @@ class Workers(Multiprocess):
         A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and we would
         wait for its sign of life.
         """
-        worker = Process(self.config, self.sockets)
+        worker = Worker(self.config, self.sockets)
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
         worker.start()
         signal.signal(signal.SIGINT, ours)

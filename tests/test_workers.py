@@ -1,5 +1,7 @@
 """The supervisor of several workers, told with puppets in their place; test_server plays it with real ones."""
 
+import asyncio
+import os
 import signal
 from collections.abc import Callable
 from itertools import count
@@ -11,7 +13,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from proxy import workers
-from proxy.workers import Orders, Workers
+from proxy.workers import Orders, Server, Worker, Workers
 
 Handlers = dict[int, Any]
 
@@ -27,7 +29,9 @@ class Puppet:
         self.exitcode: int | None = None
         self.answers = True
         self.heard: list[str] = []
-        self.process = SimpleNamespace(is_alive=lambda: self.exitcode is None, join=self._joined, kill=self.kill)
+        self.process = SimpleNamespace(
+            pid=self.pid, is_alive=lambda: self.exitcode is None, join=self._joined, kill=self.kill
+        )
 
     def start(self) -> None:
         self.heard.append("start")
@@ -69,7 +73,7 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Handlers:
 @pytest.fixture
 def troupe(monkeypatch: pytest.MonkeyPatch, handlers: Handlers) -> Callable[[], Workers]:
     """A supervisor of two puppets, which have started."""
-    monkeypatch.setattr(workers, "Process", Puppet)
+    monkeypatch.setattr(workers, "Worker", Puppet)
     monkeypatch.setattr(Puppet, "numbers", count(1))
 
     def troupe() -> Workers:
@@ -196,14 +200,76 @@ def test_one_more_and_one_less_but_never_none(troupe: Callable[[], Workers]) -> 
     assert [one.pid for one in some._retired] == [3, 2]
 
 
-def test_a_second_order_ends_those_too_that_were_replaced(troupe: Callable[[], Workers], handlers: Handlers) -> None:
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What was sent to whom: puppets have numbers of other processes."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    return sent
+
+
+def test_a_second_order_tells_those_too_that_were_replaced_to_end_at_once_and_kills_who_does_not(
+    troupe: Callable[[], Workers],
+    handlers: Handlers,
+    signals: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "LAST_WORDS", 0)
     some = troupe()
     old: list[Any] = [*some.processes]
     some.restart_all()
+    old[0].exitcode = 0
     handlers[signal.SIGTERM](signal.SIGTERM, None)
     handlers[signal.SIGINT](signal.SIGINT, None)
     some.join_all()
-    assert [one.exitcode for one in [*old, *some.processes]] == [-9] * 4
+    assert sorted(signals) == [(pid, signal.SIGINT) for pid in (2, 3, 4)]
+    assert [one.exitcode for one in [*old, *some.processes]] == [0, -9, -9, -9]
+
+
+def test_a_third_order_kills(troupe: Callable[[], Workers], handlers: Handlers, signals: list[tuple[int, int]]) -> None:
+    some = troupe()
+    for _ in range(3):
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+    some.join_all()
+    assert [one.exitcode for one in some.processes] == [-9] * 2
+
+
+@pytest.mark.parametrize(
+    ("force", "running", "says"),
+    [
+        (False, 0, []),
+        (True, 0, []),
+        (True, 2, ["told to stop again: what runs is cut off, 2 in all"]),
+    ],
+)
+async def test_what_is_cut_off_ends_before_the_books_are_closed(
+    told: list[str], force: bool, running: int, says: list[str]
+) -> None:
+    ended: list[str] = []
+
+    async def run() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cut off")
+
+    async def close() -> None:
+        await asyncio.sleep(0)
+        ended.append("closed")
+
+    server = Server(uvicorn.Config("app"))
+    server.servers, server.force_exit = [], force
+    server.lifespan = SimpleNamespace(shutdown=close)
+    server.server_state.tasks = {asyncio.create_task(run()) for _ in range(running)}
+    await server.shutdown()
+    assert ended == ["cut off"] * running + ["closed"]
+    assert told == says
+
+
+def test_a_worker_s_server_is_ours() -> None:
+    worker = Worker(uvicorn.Config("app", workers=2), [])
+    assert isinstance(worker.server, Server)
+    assert worker.server is worker.server
 
 
 def test_one_that_hangs_beyond_the_grace_time_is_ended(troupe: Callable[[], Workers], handlers: Handlers) -> None:
