@@ -30,7 +30,7 @@ from proxy.veil import Veil
 from proxy.whole import retold
 
 GONE = DownstreamClosed("the client hung up")
-CUT_OFF = Unforeseen("cut off when the time to finish was over")
+CUT_OFF = Unforeseen("cut off, as the proxy was told to stop")
 TIMED_OUT = {"ConnectTimeout": "connect", "PoolTimeout": "connect", "WriteTimeout": "idle"}
 
 log = logging.getLogger("oxy")

@@ -152,8 +152,10 @@ class Workers(Multiprocess):
         give_up = time.monotonic() + (config.timeout_graceful_shutdown or 0) + config.timeout_worker_healthcheck
         told_again = False
         while running := [worker for worker in workers if worker.process.is_alive()]:
-            if self._orders.number > 1 and not told_again:
-                told_again, give_up = True, time.monotonic() + LAST_WORDS
+            if self._orders.number > 1:
+                if not told_again:
+                    told_again, give_up = True, time.monotonic() + LAST_WORDS
+                # Each time: of two signals that wait the kernel hands over SIGINT first, as if it were the first order.
                 for pid in filter(None, [worker.pid for worker in running]):
                     os.kill(pid, signal.SIGINT)
             if self._orders.number > 2 or time.monotonic() > give_up:

@@ -533,7 +533,7 @@ async def test_a_session_that_is_cut_off_when_its_client_has_closed_is_not_the_c
         await settled()
         there.abort()
     (entry,) = Recall(history).newest()
-    assert entry["failure"] == "cut off when the time to finish was over"
+    assert entry["failure"] == "cut off, as the proxy was told to stop"
 
 
 async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
