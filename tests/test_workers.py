@@ -96,6 +96,18 @@ def test_workers_that_answer_stay(troupe: Callable[[], Workers], told: list[str]
     assert told == []
 
 
+def test_a_worker_has_its_time_to_answer(
+    troupe: Callable[[], Workers], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = troupe()
+    some.config.timeout_worker_healthcheck = 60
+    answers = iter([False, False, True, True])
+    monkeypatch.setattr(Puppet, "is_alive", lambda self, timeout: next(answers))
+    some.keep_subprocess_alive()
+    assert pids(some) == [1, 2]
+    assert told == []
+
+
 @pytest.mark.parametrize(("exitcode", "status"), [(0, 0), (-11, -11), (None, -9)])
 def test_a_worker_that_died_or_hangs_is_replaced_and_the_log_says_so(
     troupe: Callable[[], Workers], told: list[str], exitcode: int | None, status: int
