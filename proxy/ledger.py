@@ -23,6 +23,7 @@ TICK = 1.0  # seconds after which the books hear that nothing happened
 MOST_WAITING = 10_000  # entries
 MOST_HEARD = 4 * 1024 * 1024  # bytes of answers that wait with them; what is more is looked into at once
 PATIENCE = 5.0  # seconds for the last entries, on a machine that has no time
+MOMENT = 0.5  # seconds more, in which a book says what it lacks
 TOLD_AT_ONCE, SPELLED_AT_ONCE = 16, 24  # entries, about 0.2 ms; see `pace`
 
 FAILED = "The upstream ended its stream with an error"
@@ -81,7 +82,7 @@ class Ledger:
         self._some.set()
         self._enough.set()
         if self._clerk.ident is not None:
-            self._clerk.join(patience)
+            self._clerk.join(patience + MOMENT)
         if missing := len(self._waiting) + self._at_hand:
             log.warning("there was no time to write down the last %s exchanges", missing)
 
