@@ -238,6 +238,26 @@ def test_a_second_order_tells_those_too_that_were_replaced_to_end_at_once_and_ki
     assert [one.exitcode for one in [*old, *some.processes]] == [0, -9, -9, -9]
 
 
+def test_at_a_second_order_a_worker_is_told_until_it_ends(
+    troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = troupe()
+    two: list[Any] = [*some.processes]
+    deaf = {1: 2, 2: 0}
+
+    def tell(pid: int, number: int) -> None:
+        deaf[pid] -= 1
+        if deaf[pid] < 0:
+            two[pid - 1].exitcode = 0
+
+    monkeypatch.setattr(os, "kill", tell)
+    for _ in range(2):
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+    some.join_all()
+    assert [one.exitcode for one in two] == [0, 0]
+    assert deaf == {1: -1, 2: -1}
+
+
 def test_a_third_order_kills(troupe: Callable[[], Workers], handlers: Handlers, signals: list[tuple[int, int]]) -> None:
     some = troupe()
     for _ in range(3):
