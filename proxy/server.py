@@ -1,4 +1,4 @@
-"""The server: the one file that knows uvicorn. It listens, serves, and ends with status 0 when it is told to stop."""
+"""The server: uvicorn with our settings and protocols. It listens, serves, and ends with status 0 when told to stop."""
 
 import asyncio
 import logging

@@ -321,6 +321,15 @@ def test_closing_does_not_wait_for_a_stuck_book_beyond_its_patience_and_says_wha
     assert told == ["there was no time to write down the last 3 exchanges"]
 
 
+def test_what_the_last_batch_wrote_is_not_missing(shelves: tuple[Shelf, Shelf], told: list[str]) -> None:
+    ledger = Ledger(shelves, Redaction())
+    ledger.enter(exchange())
+    ledger._write_down()
+    ledger.close()
+    assert len(shelves[0].ids) == 1
+    assert told == []
+
+
 def test_a_ledger_that_was_never_started_closes_at_once(shelves: tuple[Shelf, Shelf], told: list[str]) -> None:
     ledger = Ledger(shelves, Redaction())
     ledger.enter(exchange())

@@ -1,8 +1,10 @@
 """The clerk's pace: whatever it does with a batch, the loop's thread has its turn after a few of the entries."""
 
 import math
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,20 @@ def test_it_breathes_between_slices(
     begun()
     assert len(taken) >= breaths
     assert all(taken)
+
+
+def test_in_longer_slices_too_the_history_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "FULL", 0)
+    monkeypatch.setattr(pace, "WINDOW", 0)
+    book = History(tmp_path / "history.sqlite", days=30)
+    book.write([written()] * BATCH)
+    book.close(PATIENCE)
+    with closing(sqlite3.connect(tmp_path / "history.sqlite")) as db:
+        sums = [
+            db.execute(f"SELECT sum(requests) FROM {table}").fetchone()[0] for table in ("hourly", "minutely", "times")
+        ]
+        (lines,) = db.execute("SELECT max(last) FROM entries").fetchone()
+    assert [lines, *sums] == [BATCH] * 4
 
 
 @pytest.mark.parametrize(("full", "lengths"), [(math.inf, [3, 3, 3, 3, 3]), (0, [12, 3])])

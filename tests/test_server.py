@@ -414,14 +414,20 @@ def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
     assert process.news == [line]
 
 
-@pytest.mark.untraced
-def test_a_worker_that_is_killed_while_it_is_asked_for_a_sign_of_life_is_replaced_at_once(run: Run) -> None:
+def with_one_that_hangs(run: Run) -> tuple[Process, psutil.Process, psutil.Process]:
+    """Two workers, of which one gives no sign of life, and is being asked for one."""
     process = run("--workers", "2", "--target", NOBODY)
     assert any(len(process.workers) == 2 for _ in polls())
     assert process.health().status == 200
-    hung, _ = process.workers
+    hung, other = process.workers
     hung.suspend()
     time.sleep(2)  # it is asked every half second
+    return process, hung, other
+
+
+@pytest.mark.untraced
+def test_a_worker_that_is_killed_while_it_is_asked_for_a_sign_of_life_is_replaced_at_once(run: Run) -> None:
+    process, hung, _ = with_one_that_hangs(run)
     hung.kill()
     said = f" worker {hung.pid} died or hung (status -9); "
     assert any(said in process.errors for _ in polls(SOON)), "nobody says so"
@@ -429,12 +435,7 @@ def test_a_worker_that_is_killed_while_it_is_asked_for_a_sign_of_life_is_replace
 
 @pytest.mark.untraced
 def test_orders_to_stop_are_heard_while_a_worker_gives_no_sign_of_life(run: Run) -> None:
-    process = run("--workers", "2", "--target", NOBODY)
-    assert any(len(process.workers) == 2 for _ in polls())
-    assert process.health().status == 200
-    hung, other = process.workers
-    hung.suspend()
-    time.sleep(2)
+    process, hung, other = with_one_that_hangs(run)
     process.tell(signal.SIGTERM)
     assert any(process.workers == [hung] for _ in polls(SOON)), f"{other} goes on"
     process.tell(signal.SIGTERM)
