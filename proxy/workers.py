@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from types import FrameType
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -18,8 +19,9 @@ from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
-LOOK = 0.5  # seconds
-SHORT_LOOK = 0.1
+# How a worker is told to stop again: neither a terminal nor who stops a service sends that. Windows has none.
+AT_ONCE = getattr(signal, "SIGUSR1", signal.SIGTERM)
+LOOK = 0.1  # seconds
 LAST_WORDS = 10.0  # seconds; the ledger takes five at most
 
 log = logging.getLogger("oxy")
@@ -40,15 +42,52 @@ class Server(uvicorn.Server):
         await self.lifespan.shutdown()  # uvicorn leaves that out
 
 
+class WorkersServer(Server):
+    """The server of a worker, which takes its orders from the supervisor."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the signal, unless a terminal sent it, to all: the supervisor says what comes of Ctrl-C."""
+        if sig != signal.SIGINT:
+            super().handle_exit(sig, frame)
+
+    def end_at_once(self, *_: object) -> None:
+        """Take the signal for that."""
+        self.should_exit = self.force_exit = True
+
+
 class Worker(Process):
-    """A worker with that server. Only SIGINT ends it at once: who stops a service may send SIGTERM to all of it."""
+    """A worker with that server."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._asked: float | None = None
 
     @property
-    def server(self) -> Server:
+    def server(self) -> WorkersServer:
         """The server of this process."""
-        if not isinstance(self._server, Server):
-            self._server = Server(config=self.config)
+        if not isinstance(self._server, WorkersServer):
+            self._server = WorkersServer(config=self.config)
         return self._server
+
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve. Called in the process."""
+        signal.signal(AT_ONCE, self.server.end_at_once)
+        super().target(sockets)
+
+    def is_well(self, patience: float) -> bool:
+        """Tell whether it runs, and gave a sign of life within so many seconds.
+
+        Who asks does not wait: whether one came is looked at the next time.
+        """
+        if self.exitcode is not None:
+            return False
+        if self._asked is None:
+            self.parent_conn.send(b"ping")
+            self._asked = time.monotonic()
+        while self.parent_conn.poll():
+            self.parent_conn.recv()
+            self._asked = None
+        return self._asked is None or time.monotonic() - self._asked < patience
 
 
 class Orders(threading.Event):
@@ -81,7 +120,8 @@ class Workers(Multiprocess):
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
         self.should_exit = self._orders = Orders()
-        self._retired: list[Process] = []  # told to stop, with exchanges to finish
+        self.processes: list[Worker] = []  # type: ignore[assignment]  # of the kind that is started here
+        self._retired: list[Worker] = []  # told to stop, with exchanges to finish
         self._failed = False
         for number in STOPS:
             signal.signal(number, self._orders.set)
@@ -115,11 +155,10 @@ class Workers(Multiprocess):
         """Replace each worker that died, or hung and is killed for it, and say so."""
         self._retired = [worker for worker in self._retired if worker.process.is_alive()]
         for place, old in enumerate(self.processes):
-            answers = self._answers(old)
-            if self._orders.is_set():  # one that ended by order, as of Ctrl-C, did not die
-                return
-            if answers:
+            if old.is_well(self.config.timeout_worker_healthcheck):
                 continue
+            if self._orders.is_set():  # one that ended by order, sent to all, did not die
+                return
             old.kill()
             old.join()
             if old.exitcode == STARTUP_FAILURE:  # and would so again
@@ -152,18 +191,16 @@ class Workers(Multiprocess):
         give_up = time.monotonic() + (config.timeout_graceful_shutdown or 0) + config.timeout_worker_healthcheck
         told_again = False
         while running := [worker for worker in workers if worker.process.is_alive()]:
-            if self._orders.number > 1:
-                if not told_again:
-                    told_again, give_up = True, time.monotonic() + LAST_WORDS
-                # Each time: of two signals that wait the kernel hands over SIGINT first, as if it were the first order.
+            if self._orders.number > 1 and not told_again:
+                told_again, give_up = True, time.monotonic() + LAST_WORDS
                 for pid in filter(None, [worker.pid for worker in running]):
-                    os.kill(pid, signal.SIGINT)
+                    os.kill(pid, AT_ONCE)
             if self._orders.number > 2 or time.monotonic() > give_up:
                 for worker in running:
                     worker.process.kill()
-            running[0].process.join(SHORT_LOOK)
+            running[0].process.join(LOOK)
 
-    def _started(self) -> Process:
+    def _started(self) -> Worker:
         """Start a worker, which leaves Ctrl-C to us until it is up.
 
         A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and we would
@@ -175,14 +212,6 @@ class Workers(Multiprocess):
         signal.signal(signal.SIGINT, ours)
         return worker
 
-    def _retire(self, worker: Process) -> None:
+    def _retire(self, worker: Worker) -> None:
         worker.terminate()
         self._retired.append(worker)
-
-    def _answers(self, worker: Process) -> bool:
-        """Tell whether a worker gives a sign of life in time; one that ends meanwhile will not."""
-        give_up = time.monotonic() + self.config.timeout_worker_healthcheck
-        while not worker.is_alive(LOOK):
-            if worker.exitcode is not None or self._orders.is_set() or time.monotonic() >= give_up:
-                return False
-        return True

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors.multiprocess import Process
 
 from proxy import workers
 from proxy.workers import Orders, Server, Worker, Workers
@@ -36,7 +37,7 @@ class Puppet:
     def start(self) -> None:
         self.heard.append("start")
 
-    def is_alive(self, timeout: float) -> bool:
+    def is_well(self, patience: float) -> bool:
         return self.exitcode is None and self.answers
 
     def wait_until_ready(self, timeout: float, orders: Orders) -> bool:
@@ -96,16 +97,25 @@ def test_workers_that_answer_stay(troupe: Callable[[], Workers], told: list[str]
     assert told == []
 
 
-def test_a_worker_has_its_time_to_answer(
-    troupe: Callable[[], Workers], told: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    some = troupe()
-    some.config.timeout_worker_healthcheck = 60
-    answers = iter([False, False, True, True])
-    monkeypatch.setattr(Puppet, "is_alive", lambda self, timeout: next(answers))
-    some.keep_subprocess_alive()
-    assert pids(some) == [1, 2]
-    assert told == []
+def test_a_worker_has_its_time_for_a_sign_of_life_and_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now))
+    worker = Worker(uvicorn.Config("app", workers=2), [])
+    assert worker.is_well(15), "it was asked just now"
+    now = 14
+    assert worker.is_well(15)
+    assert worker.child_conn.recv() == b"ping"
+    worker.child_conn.send(True)
+    now = 16
+    assert worker.is_well(15), "it answered"
+    assert worker.is_well(15), "it is asked again"
+    now = 31
+    assert not worker.is_well(15)
+
+
+def test_a_worker_that_ended_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "exitcode", 0)
+    assert not Worker(uvicorn.Config("app", workers=2), []).is_well(15)
 
 
 @pytest.mark.parametrize(("exitcode", "status"), [(0, 0), (-11, -11), (None, -9)])
@@ -234,28 +244,8 @@ def test_a_second_order_tells_those_too_that_were_replaced_to_end_at_once_and_ki
     handlers[signal.SIGTERM](signal.SIGTERM, None)
     handlers[signal.SIGINT](signal.SIGINT, None)
     some.join_all()
-    assert set(signals) == {(pid, signal.SIGINT) for pid in (2, 3, 4)}
+    assert set(signals) == {(pid, workers.AT_ONCE) for pid in (2, 3, 4)}
     assert [one.exitcode for one in [*old, *some.processes]] == [0, -9, -9, -9]
-
-
-def test_at_a_second_order_a_worker_is_told_until_it_ends(
-    troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    some = troupe()
-    two: list[Any] = [*some.processes]
-    deaf = {1: 2, 2: 0}
-
-    def tell(pid: int, number: int) -> None:
-        deaf[pid] -= 1
-        if deaf[pid] < 0:
-            two[pid - 1].exitcode = 0
-
-    monkeypatch.setattr(os, "kill", tell)
-    for _ in range(2):
-        handlers[signal.SIGTERM](signal.SIGTERM, None)
-    some.join_all()
-    assert [one.exitcode for one in two] == [0, 0]
-    assert deaf == {1: -1, 2: -1}
 
 
 def test_a_third_order_kills(troupe: Callable[[], Workers], handlers: Handlers, signals: list[tuple[int, int]]) -> None:
@@ -298,10 +288,24 @@ async def test_what_is_cut_off_ends_before_the_books_are_closed(
     assert told == says
 
 
-def test_a_worker_s_server_is_ours() -> None:
+def test_a_workers_server_hears_the_supervisor_and_no_terminal() -> None:
+    server = Worker(uvicorn.Config("app", workers=2), []).server
+    server.handle_exit(signal.SIGINT, None)
+    assert (server.should_exit, server.force_exit) == (False, False)
+    for _ in range(2):  # who stops a service may send it to all of it
+        server.handle_exit(signal.SIGTERM, None)
+        assert (server.should_exit, server.force_exit) == (True, False)
+    server.end_at_once(workers.AT_ONCE, None)
+    assert (server.should_exit, server.force_exit) == (True, True)
+
+
+def test_a_worker_serves_with_the_server_that_it_tells_of(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[object] = []
+    monkeypatch.setattr(Process, "target", lambda self, sockets: served.append(self.server))
     worker = Worker(uvicorn.Config("app", workers=2), [])
-    assert isinstance(worker.server, Server)
-    assert worker.server is worker.server
+    worker.target([])
+    assert served == [worker.server]
+    assert handlers == {workers.AT_ONCE: worker.server.end_at_once}
 
 
 def test_one_that_hangs_beyond_the_grace_time_is_ended(troupe: Callable[[], Workers], handlers: Handlers) -> None:
