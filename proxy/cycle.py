@@ -39,14 +39,21 @@ def refusal(failure: Failure, exchange: Exchange | None = None) -> bytes:
     """
     refused = exchange or Exchange(id=new_id(), method="", path="")
     body = failure.body(request_id=refused.id, incoming_id=refused.incoming_id)
-    fields = (
-        b"content-type: application/json",
-        b"content-length: %d" % len(body),
-        *map(COLON.join, refused.ids),
-        b"connection: close",
-        *map(COLON.join, failure.headers),
-    )
-    return b"\r\n".join([STATUS_LINES[failure.status], *fields, b"", body])
+    fields = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *refused.ids,
+        *failure.headers,
+    ]
+    return head_of(failure.status, fields) + END_OF_ALL + body
+
+
+def head_of(status: int, headers: Pairs) -> bytes:
+    """Return the lines of a head, without its end. Raises `ValueError` where a field is more than one."""
+    lines = [STATUS_LINES[status], *map(COLON.join, headers)]
+    if has_any(b"".join(lines), b"\n", b"\r"):
+        raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
+    return b"\r\n".join(lines)
 
 
 class Line(Protocol):
@@ -210,9 +217,7 @@ class Cycle:
             self._waiter.set_result(None)
 
     def _begin(self, status: int, headers: Pairs, *, hold: bool) -> None:
-        lines = [STATUS_LINES[status], *map(COLON.join, headers)]
-        if has_any(b"".join(lines), b"\n", b"\r"):
-            raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
+        head = head_of(status, headers)
         framing = b""
         self._left = 0
         if self._to_head or status in NO_BODY:
@@ -228,7 +233,7 @@ class Cycle:
             self._expects_100 = False
             self.last = self.last or self.more
         self.started = True
-        self._held = b"\r\n".join(lines) + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
+        self._held = head + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
         if not hold:
             self._say()
 

@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from proxy.errors import Failure, Fields, Pairs
 from proxy.exchange import ABNORMAL, BROKEN, GOING_AWAY, Close, Exchange
 from proxy.handshake import offered_subprotocols, without_handshake
-from proxy.headers import inbound
+from proxy.headers import NO_BODY, inbound
 
 
 class Line(Protocol):
@@ -70,7 +70,9 @@ class WebSocketDownstream:
 
     async def answer(self, exchange: Exchange, status: int, headers: Pairs, body: bytes) -> None:
         """Let no session begin: pass on this answer of the upstream's instead."""
-        fields = [pair for pair in inbound(headers) if pair[0] != b"content-length"]
+        fields = inbound(headers)
+        if status not in NO_BODY:
+            fields = [pair for pair in fields if pair[0] != b"content-length"] + [length_of(body)]
         await self._answer(exchange, status, fields, body)
 
     async def refuse(self, exchange: Exchange, failure: Failure) -> None:
@@ -79,7 +81,7 @@ class WebSocketDownstream:
             await self.close(Close(BROKEN, str(failure)))
             return
         body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
-        headers = [(b"content-type", b"application/json"), *failure.headers]
+        headers = [(b"content-type", b"application/json"), *failure.headers, length_of(body)]
         await self._answer(exchange, failure.status, headers, body)
 
     async def messages(self) -> AsyncIterator[str | bytes]:
@@ -108,10 +110,15 @@ class WebSocketDownstream:
         await self._say({"type": "websocket.close", "code": close.sayable, "reason": close.reason})
 
     async def _answer(self, exchange: Exchange, status: int, headers: Pairs, body: bytes) -> None:
-        fields = [*headers, (b"content-length", str(len(body)).encode()), *exchange.ids]
+        fields = headers + exchange.ids
         await self._say({"type": "websocket.http.response.start", "status": status, "headers": fields})
         await self._say({"type": "websocket.http.response.body", "body": body})
 
     async def _say(self, message: Message) -> None:
         with suppress(OSError):  # that is how ASGI says that nobody hears it
             await self._send(message)
+
+
+def length_of(body: bytes) -> tuple[bytes, bytes]:
+    """Return the field that says how long a body is."""
+    return b"content-length", b"%d" % len(body)

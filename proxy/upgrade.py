@@ -8,6 +8,7 @@ and `line`, as it has for HTTP. What it does that uvicorn's does not, each with 
 - a client that ends without a word is said to have (1006, not 1005), and one that has closed holds up no answer;
 - a message in a million fragments takes no more room than in one, and pings no more than their last pong;
 - the order to stop closes with 1001 at once, and both sides hear of it;
+- an answer that is no session goes out as it is, without a date or a type of content that nobody said;
 - `over` tells an exchange that waits for its upstream that the client is done, and `let_go` ends the wait for a client.
 """
 
@@ -18,6 +19,7 @@ from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from proxy.cycle import END_OF_ALL, head_of
 from proxy.errors import Pairs
 from proxy.exchange import GOING_AWAY
 from proxy.handshake import NONCE, examine_handshake
@@ -58,6 +60,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._task: asyncio.Task[Any] | None = None
         self._early: bytearray | None = bytearray()
         self._pong: list[bytes] = []
+        self._refusal = b""  # the head of an answer that is no session
         self._stalled: asyncio.TimerHandle | None = None
 
     @property
@@ -127,6 +130,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Wait no more for the client to read: little is left to say, and for that it has its time (`STALL`)."""
         self._paced = False
         self.writable.set()
+
+    async def send(self, message: Any) -> None:
+        """Say it to the client; an answer that is no session is a head, and then a body in one piece."""
+        if message["type"] == "websocket.http.response.start":
+            self._refusal = head_of(message["status"], message["headers"]) + END_OF_ALL
+        elif self._refusal:
+            self.handshake_complete = self.close_sent = True
+            self.transport.write(self._refusal + message["body"])
+        else:
+            await super().send(message)
 
     # What uvicorn's protocol calls
 
