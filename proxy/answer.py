@@ -134,6 +134,11 @@ class PooledAnswer:
             self._closed = True
             self._connection.finish(self)
 
+    def renew(self) -> None:
+        """Give the upstream its time anew, if it is waited for."""
+        if self._waiter is not None:
+            self._connection.expect(self.timeout)
+
     def wake(self) -> None:
         """Let whoever waits look again."""
         if self._waiter is not None and not self._waiter.done():

@@ -9,6 +9,8 @@ Rules of the house:
 """
 
 import asyncio
+import select
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
@@ -112,8 +114,8 @@ class Connection(asyncio.Protocol):
         self._pool.release(self)
 
     def expect(self, timeout: float | None) -> None:
-        """Let something be heard within so many seconds; an answer cannot be late while its request is under way."""
-        if timeout is None or self._uploader is not None:
+        """Let something be heard within so many seconds; a head cannot be late while its request is under way."""
+        if timeout is None or (self._uploader is not None and self._in_head):
             return
         self.deadline = self.loop.time() + timeout
         if self._alarm is None or self._alarm_at > self.deadline:
@@ -135,8 +137,13 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     async def _upload(self, answer: PooledAnswer, body: Body, sent: int, within: float | None) -> None:
+        """Send the body, behind the head of an answer too: until that one ends, or says that something is wrong."""
+        has_word = listening(self._transport)
         try:
             while data := await body.read():
+                if has_word(0):
+                    await asyncio.sleep(0)  # two turns, in which it is read, and may end this task
+                    await asyncio.sleep(0)
                 sent += len(data)
                 if body.length is None:
                     self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
@@ -144,6 +151,7 @@ class Connection(asyncio.Protocol):
                     raise httpx.LocalProtocolError("Too much data for declared Content-Length")
                 else:
                     self._transport.write(data)
+                answer.renew()
                 if self._writing_paused:
                     await self._drain(within)
             if body.length is None:
@@ -151,10 +159,11 @@ class Connection(asyncio.Protocol):
             elif sent < body.length:
                 raise httpx.LocalProtocolError("Too little data for declared Content-Length")
         except Exception as problem:
-            self._break(problem)
+            if not answer.complete:
+                self._break(problem)
             return
         self._sent, self._uploader = True, None
-        self.expect(answer.timeout)
+        answer.renew()
 
     def _take(self, answer: PooledAnswer, data: bytes) -> None:
         """Keep a piece of the body; too many unread ones, and the upstream has to wait."""
@@ -322,7 +331,7 @@ class Connection(asyncio.Protocol):
             self._reusable = self._parser.should_keep_alive() and not faulty  # after the message, it always says no
             if length is not None and not coding and status not in NO_BODY:
                 self._left = length
-        if self._uploader is not None:
+        if self._uploader is not None and status >= 400:
             self._uploader.cancel()  # RFC 9112 9.5: the rest of the upload would be read by nobody
             self._uploader = None
 
@@ -370,6 +379,20 @@ def new_parser(connection: Connection) -> httptools.HttpResponseParser:
     parser = httptools.HttpResponseParser(connection)
     parser.set_dangerous_leniencies(lenient_chunked_length=True)
     return parser
+
+
+def listening(transport: asyncio.Transport) -> Callable[[int], object]:
+    """Return what tells, called with 0, whether something of the upstream is here that was not read, or it is gone.
+
+    An upstream that refuses an upload may close at once, which resets the connection. Whoever writes then meets the
+    reset before what the upstream had said, which is lost with it.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or not hasattr(select, "poll"):  # Windows has none
+        return lambda _: False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return poll.poll
 
 
 class Excess(Exception):

@@ -210,7 +210,8 @@ class Cycle:
         try:
             await self._waiter
         finally:
-            self._line.client_due = None
+            if not self.started:  # else it is whoever waits for the client to read that has set it
+                self._line.client_due = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -233,6 +234,7 @@ class Cycle:
             self._expects_100 = False
             self.last = self.last or self.more
         self.started = True
+        self._line.client_due = None  # from here on it is the upstream that may be late with the rest
         self._held = head + framing + (END_OF_HEAD if self._line.keeps(self) else END_OF_ALL)
         if not hold:
             self._say()

@@ -95,8 +95,8 @@ class Downstream:
 
     async def relay(self, exchange: Exchange, answer: Answer, tap: Tap) -> None:
         """Pass on the answer: its head, then what comes as it comes, then what came with its end; the tap hears it."""
-        if self.upload is not None:
-            self.upload.drop()  # an answer that comes before the upload's end ends it
+        if self.upload is not None and answer.status >= 400:
+            self.upload.drop()  # no more of it is sent: see `connection`
         exchange.status = answer.status
         await self._begin(answer.status, inbound(answer.headers) + exchange.ids, hold=answer.complete)
         exchange.first_byte = exchange.elapsed()

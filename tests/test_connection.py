@@ -5,6 +5,7 @@ Where the order of things decides, the upstream's end of the wire is in the test
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
@@ -954,6 +955,114 @@ async def test_an_early_answer_that_falls_silent_is_late_too(pool: Pool, lines: 
     with pytest.raises(httpx.ReadTimeout):
         await reading
     await given.close()
+
+
+# An answer that begins before the upload has ended.
+
+
+@pytest.mark.parametrize("length", [None, 100])
+async def test_an_upload_goes_on_behind_the_head_of_its_answer(
+    pool: Pool, lines: list[Line], length: int | None
+) -> None:
+    body = Said(b"a beginning", length=length)
+    asking = asyncio.create_task(ask(pool, "POST", body))
+    await turns()
+    lines[0].says(STREAM + chunked(b"so far so good"))
+    given = await asking
+    assert await given.read() == b"so far so good"
+    body.say(b"." * 89, b"")
+    await turns()
+    assert lines[0].told.endswith(chunked(b"." * 89, b"") if length is None else b"a beginning" + b"." * 89)
+    lines[0].says(chunked(b""))
+    assert await whole(given) == b""
+    assert repr(pool) == ONE_IDLE
+
+
+async def test_an_upload_ends_where_its_answer_says_that_something_is_wrong(pool: Pool, lines: list[Line]) -> None:
+    body = Said(b"a beginning")
+    asking = asyncio.create_task(ask(pool, "POST", body))
+    await turns()
+    lines[0].says(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 100\r\n\r\nhalf")
+    given = await asking
+    body.say(b"of no use")
+    await turns()
+    assert lines[0].told.endswith(chunked(b"a beginning"))
+    lines[0].says(b"." * 96)
+    assert await whole(given) == b"half" + b"." * 96
+    await turns()
+    assert repr(pool) == NOTHING_OPEN
+
+
+async def test_an_upload_ends_with_its_answer_and_what_fails_then_harms_nobody(pool: Pool, lines: list[Line]) -> None:
+    body = Said(b"a beginning")
+    asking = asyncio.create_task(ask(pool, "POST", body))
+    await turns()
+    lines[0].says(answer(body=b"enough"))
+    given = await asking
+    body.say(OSError("the client is gone"))
+    await turns()
+    assert await whole(given) == b"enough"
+    await turns()
+    assert repr(pool) == NOTHING_OPEN
+
+
+async def test_while_an_upload_goes_on_its_answer_is_not_silent(pool: Pool, lines: list[Line], clock: Clock) -> None:
+    body = Said(b"a beginning")
+    asking = asyncio.create_task(ask(pool, "POST", body, read=30))
+    await turns()
+    lines[0].says(STREAM)
+    given = await asking
+    reading = asyncio.create_task(given.read())
+    for _ in range(4):
+        await clock.passes(29)
+        body.say(b".")
+    body.say(b"")
+    await clock.passes(29)
+    assert not reading.done()
+    await clock.passes(1)
+    with pytest.raises(httpx.ReadTimeout):
+        await reading
+    await given.close()
+
+
+async def test_an_upload_hurries_no_answer_that_waits_for_its_client(
+    pool: Pool, lines: list[Line], clock: Clock
+) -> None:
+    body = Said(b"a beginning")
+    asking = asyncio.create_task(ask(pool, "POST", body, read=30))
+    await turns()
+    lines[0].says(STREAM + chunked(b"x"))
+    given = await asking
+    body.say(b".", b"")
+    await clock.passes(1000)
+    assert await given.read() == b"x"
+    lines[0].says(chunked(b"y", b""))
+    assert await whole(given) == b"y"
+
+
+def test_a_refusal_is_heard_although_the_connection_is_reset_behind_it() -> None:
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # uvloop's tells it by chance
+        assert runner.run(reset_behind_a_refusal()) == (413, b"large")
+
+
+async def reset_behind_a_refusal() -> tuple[int, bytes]:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        async with pooled(listener.getsockname()[1]) as pool:
+            body = Said(b"a beginning", length=1_000_000)
+            asking = asyncio.create_task(ask(pool, "POST", body))
+            there, _ = await loop.sock_accept(listener)
+            while b"a beginning" not in await loop.sock_recv(there, 65536):
+                pass
+            body.say(b"." * 1000)
+            await turns()
+            # In one turn of the loop: when the next piece is about to be written, the upstream is gone already.
+            there.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+            there.close()  # with something unread, which is a reset
+            body.say(b"." * 1000)
+            given = await asking
+            return given.status, await whole(given)
 
 
 async def test_a_timer_is_armed_once_for_many_exchanges(pool: Pool, lines: list[Line], clock: Clock) -> None:

@@ -742,6 +742,41 @@ async def test_an_upload_may_pause_while_nobody_asks_for_it(stage: Stage, monkey
     assert (await client.hear()).body == b"early"
 
 
+async def test_an_upload_may_pause_once_its_answer_has_begun(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CLIENT_TIMEOUT", SOON)
+    client = await stage.connect()
+    await client.say(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nab")
+    exchange = await stage.next()
+    assert (await exchange.receive())["body"] == b"ab"
+    hearing = asyncio.ensure_future(exchange.receive())
+    await asyncio.sleep(0)
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await asyncio.sleep(3 * SOON)
+    await client.say(b"cd")
+    assert (await hearing)["body"] == b"cd"
+    await exchange.say(b"ok")
+    assert (await client.hear()).body == b"ok"
+
+
+async def test_a_client_that_sends_on_but_reads_nothing_is_let_go(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "CLIENT_TIMEOUT", 0.2)
+    client = await stage.connect()
+    await client.say(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nab")
+    exchange = await stage.next()
+    assert (await exchange.receive())["body"] == b"ab"
+    hearing = asyncio.ensure_future(exchange.receive())
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+    sending = asyncio.ensure_future(exchange.say(bytes(30 * 1024 * 1024)))
+    await asyncio.sleep(0.1)
+    await client.say(b"cd")
+    assert (await hearing)["body"] == b"cd"
+    await asyncio.wait_for(sending, PATIENCE)
+    exchange.leave()
+    await stage.serving.forgotten()
+
+
 @pytest.mark.parametrize("reads", [True, False])
 async def test_a_client_that_reads_nothing_of_its_answer_is_let_go_and_one_that_reads_slowly_is_not(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, reads: bool

@@ -1,5 +1,7 @@
 """The main promise, on real sockets: what the upstream hears is what the client said, and back."""
 
+import asyncio
+
 import pytest
 
 from tests.conftest import WAYS, Running, Start, our_protocol, ways
@@ -124,6 +126,41 @@ async def test_the_first_part_of_an_upload_arrives_while_the_second_is_held_back
     assert (await there.until(b"two")).endswith(b"two")
     await there.say(answer())
     assert (await client.hear()).status == 200
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)  # httpx's hears an answer behind the upload
+async def test_an_upload_goes_on_while_its_answer_has_begun(client: Peer, upstream: Upstream) -> None:
+    await client.say(b"POST /v1/files HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"one"))
+    there = await upstream.accept()
+    await there.until(b"one")
+    await there.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"heard one"))
+    assert (await client.head()).status == 200
+    assert await client.chunk() == b"heard one"
+    await client.say(chunked(b"two", b""))
+    assert (await there.until(chunked(b"two", b""))).startswith(b"\r\n")
+    await there.say(chunked(b"heard two", b""))
+    assert [await client.chunk(), await client.chunk()] == [b"heard two", b""]
+    await client.say(request())
+    await there.head()
+    await there.say(answer(body=b"on the same connections"))
+    assert (await client.hear()).body == b"on the same connections"
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_who_reads_only_behind_its_upload_hears_an_early_refusal_all_the_same(
+    client: Peer, upstream: Upstream
+) -> None:
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    size = 20_000_000
+    await client.say(b"POST /v1/files HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
+    there = await upstream.accept()
+    await there.head()
+    refusing = asyncio.create_task(there.say(answer(status=413, body=bytes(size))))
+    await client.say(bytes(size))
+    client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    back = await client.hear()
+    assert (back.status, len(back.body)) == (413, size)
+    await refusing
 
 
 async def test_a_client_that_expects_100_gets_one_and_the_upstream_is_not_asked(
