@@ -10,6 +10,7 @@ Rules of the house:
 
 import asyncio
 import select
+import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -24,6 +25,7 @@ from proxy.headers import LOWER_CASE, NO_BODY, in_lower_case
 HIGH_WATER = 64 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 MAX_HEAD = 128 * 1024  # bytes of an answer's head
 MAX_FIELDS = 256
+UNHEARD = 60.0  # seconds after which an upstream that does not even acknowledge what was sent is gone
 
 
 class Home(Protocol):
@@ -39,13 +41,14 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_alarm", "_alarm_at", "_answer", "_bodiless", "_drained", "_framed", "_head_size", "_in_head", "_large",
         "_left", "_pairs", "_parser", "_parser_behind", "_pool", "_reading_paused", "_reusable", "_sent", "_transport",
-        "_uploader", "_writing_paused", "alive", "deadline", "heard", "loop",
+        "_uploader", "_writing_paused", "alive", "deadline", "heard", "loop", "retires",
     )  # fmt: skip
 
     def __init__(self, pool: Home, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.deadline: float | None = None
         self.alive = False
+        self.retires = 0.0  # when it is too old for a further call
         self.heard = False  # whether a byte of the current answer has come
         self._pool = pool
         self._parser = new_parser(self)
@@ -139,6 +142,7 @@ class Connection(asyncio.Protocol):
     async def _upload(self, answer: PooledAnswer, body: Body, sent: int, within: float | None) -> None:
         """Send the body, behind the head of an answer too: until that one ends, or says that something is wrong."""
         has_word = listening(self._transport)
+        bear(self._transport, 0)  # it may stop reading for as long as `within` says, which to the system is the same
         try:
             while data := await body.read():
                 if has_word(0):
@@ -162,6 +166,7 @@ class Connection(asyncio.Protocol):
             if not answer.complete:
                 self._break(problem)
             return
+        bear(self._transport, UNHEARD)
         self._sent, self._uploader = True, None
         answer.renew()
 
@@ -219,6 +224,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
+        bear(self._transport, UNHEARD)
         self.alive = True
 
     def data_received(self, data: bytes) -> None:
@@ -379,6 +385,17 @@ def new_parser(connection: Connection) -> httptools.HttpResponseParser:
     parser = httptools.HttpResponseParser(connection)
     parser.set_dangerous_leniencies(lenient_chunked_length=True)
     return parser
+
+
+def bear(transport: asyncio.Transport, seconds: float) -> None:
+    """Give up the connection when what was sent is not acknowledged for so long; 0: when the system does (RFC 5482).
+
+    On Linux that is after a quarter of an hour: until then each call on a connection to a machine that vanished waits.
+    Signs of life (`dial`) are no help: they are not asked for while something is under way.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def listening(transport: asyncio.Transport) -> Callable[[int], object]:

@@ -24,7 +24,8 @@ SMALL = 64 * 1024  # a body whose stated length is no more goes out together wit
 class Pool:
     """Connections to one origin. `max_connections` bounds the open ones (None: no bound), `max_idle` the unused ones.
 
-    `idle_for` is how long, in seconds, an unused connection is kept. The proxy itself sets no bound of connections: it
+    `idle_for` is how long, in seconds, an unused connection is kept, and `used_for` how long any is used for further
+    calls: a host's name may mean another machine by then. The proxy itself sets no bound of connections: it
     bounds exchanges (see `guard`).
     """
 
@@ -37,12 +38,14 @@ class Pool:
         max_connections: int | None = None,
         max_idle: int = 512,
         idle_for: float = 60.0,
+        used_for: float = 300.0,
     ) -> None:
         self._address = (host, port)
         self._tls = tls
         self._limit = max_connections or float("inf")
         self._max_idle = max_idle
         self._idle_for = idle_for
+        self._used_for = used_for
         # Oldest first; with each connection the time at which it is given up.
         self._idle: OrderedDict[Connection, float] = OrderedDict()
         self._open: set[Connection] = set()
@@ -92,11 +95,15 @@ class Pool:
         return await connection.open(method, head, first, rest, timeouts)
 
     def release(self, connection: Connection) -> None:
-        """Take a connection back: whoever has waited longest gets it, else it is idle."""
+        """Take a connection back: whoever has waited longest gets it, else it is idle. An old one is closed."""
+        now = connection.loop.time()
+        if now > connection.retires:
+            connection.abort()
+            return
         if (waiter := self._next_waiter()) is not None:
             waiter.set_result(connection)
             return
-        self._idle[connection] = connection.loop.time() + self._idle_for
+        self._idle[connection] = now + self._idle_for
         if len(self._idle) > self._max_idle:
             self._idle.popitem(last=False)[0].abort()
         if self._sweeper is None:
@@ -143,6 +150,7 @@ class Pool:
                 connection = await dial(loop, lambda: Connection(self, loop), self._address, self._tls)
             if not connection.alive:
                 raise ConnectionResetError("closed by the upstream before a request was sent")
+            connection.retires = loop.time() + self._used_for
             self._open.add(connection)
         except TimeoutError as problem:
             raise httpx.ConnectTimeout(str(problem)) from problem

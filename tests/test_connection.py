@@ -658,7 +658,7 @@ async def test_a_sink_that_is_full_makes_the_upstream_wait(pool: Pool, lines: li
     given, poured = await pouring(pool, lines, sink, read=30)
     lines[0].says(chunked(b"a"), chunked(b"b"), chunked(b"c" * HIGH_WATER))
     assert (sink.pieces, lines[0].is_reading()) == ([b"a"], False)
-    await clock.passes(1000)  # the silence is ours
+    await clock.passes(100)  # the silence is ours
     sink.room.set()
     await turns(5)
     assert [piece[:2] for piece in sink.pieces] == [b"a", b"bc"]
@@ -917,9 +917,9 @@ async def test_a_client_that_takes_its_time_is_no_silence_of_the_upstream(
     await turns()
     lines[0].says(STREAM + chunked(b"x"))
     given = await asking
-    await clock.passes(1000)
+    await clock.passes(100)
     assert await given.read() == b"x"
-    await clock.passes(1000)
+    await clock.passes(100)
     lines[0].says(chunked(b"y", b""))
     assert await whole(given) == b"y"
     assert repr(pool) == ONE_IDLE
@@ -932,7 +932,7 @@ async def test_an_answer_is_late_only_once_the_upload_has_ended(
     body = Said(b"a beginning", length=length)
     asking = asyncio.create_task(ask(pool, "POST", body, read=30))
     await turns()
-    await clock.passes(1000)
+    await clock.passes(100)
     body.say(b"." * 89, b"")
     await turns()
     await clock.passes(29)
@@ -1063,6 +1063,28 @@ async def reset_behind_a_refusal() -> tuple[int, bytes]:
             body.say(b"." * 1000)
             given = await asking
             return given.status, await whole(given)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
+async def test_a_machine_that_vanished_is_given_up_in_a_minute_but_one_that_does_not_read_an_upload_is_not(
+    far: Pool, upstream: Upstream
+) -> None:
+    def borne() -> int:
+        (connection,) = far._open
+        sock: socket.socket = connection._transport.get_extra_info("socket")
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    body = Said(b"a beginning")
+    asking = asyncio.create_task(ask(far, "POST", body))
+    there = await upstream.accept()
+    await there.until(b"a beginning")
+    assert borne() == 0
+    body.say(b"")
+    await there.until(b"0\r\n\r\n")
+    assert borne() == 60_000
+    await there.say(answer())
+    await whole(await asking)
+    assert borne() == 60_000
 
 
 async def test_a_timer_is_armed_once_for_many_exchanges(pool: Pool, lines: list[Line], clock: Clock) -> None:

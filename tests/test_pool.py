@@ -288,6 +288,18 @@ async def test_none_may_be_kept(lines: list[Line]) -> None:
         assert repr(pool) == NOTHING_OPEN
 
 
+async def test_a_connection_in_steady_use_is_replaced_all_the_same(lines: list[Line], clock: Clock) -> None:
+    async with pooled(used_for=300) as pool:
+        for _ in range(7):
+            await answered_by_hand(pool, lines, answer())
+            await clock.passes(50)
+        assert [line.closed for line in lines] == [False]
+        await answered_by_hand(pool, lines, answer())  # it began when nobody knew better, and may end
+        assert [line.closed for line in lines] == [True]
+        await answered_by_hand(pool, lines, answer())
+        assert [line.closed for line in lines] == [True, False]
+
+
 async def test_what_is_idle_for_too_long_is_closed(lines: list[Line], clock: Clock) -> None:
     async with pooled(idle_for=60) as pool:
         first, second, third, fourth = await busy(pool, lines, 4)
