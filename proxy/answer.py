@@ -9,6 +9,8 @@ from typing import Protocol
 from proxy.errors import Pairs
 from proxy.exchange import Sink
 
+MAX_HEAD = 128 * 1024  # bytes of an answer's head
+MAX_FIELDS = 256
 LARGE = 16 * 1024  # bytes of a piece that is not worth joining to others
 
 
@@ -159,3 +161,26 @@ class PooledAnswer:
         finally:
             self._waiter = None
             connection.deadline = None
+
+
+def examined(pairs: Pairs, *, large: bool) -> tuple[int | None, bool]:
+    """Return the stated length of an answer, if any, and whether it comes in chunks. A `large` head may be too large.
+
+    Raises `Excess` for any other coding: the field that names it is hop-by-hop, so that it could not be told to the
+    client (RFC 9112 6.1).
+    """
+    length, coded = None, False
+    for name, value in pairs:
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if coded or value.lower() != b"chunked":
+                raise Excess("A transfer coding other than chunked")
+            coded = True
+    if len(pairs) > MAX_FIELDS or (large and sum(len(name) + len(value) for name, value in pairs) > MAX_HEAD):
+        raise Excess("The head is too large")
+    return length, coded
+
+
+class Excess(Exception):
+    """What a response may not be, although the parser would let it be."""

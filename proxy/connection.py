@@ -9,22 +9,18 @@ Rules of the house:
 """
 
 import asyncio
-import select
-import socket
-from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
 import httpx
 
-from proxy.answer import PooledAnswer
+from proxy.answer import MAX_HEAD, Excess, PooledAnswer, examined
+from proxy.dial import bear, listening
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
 from proxy.headers import LOWER_CASE, NO_BODY, in_lower_case
 
 HIGH_WATER = 64 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
-MAX_HEAD = 128 * 1024  # bytes of an answer's head
-MAX_FIELDS = 256
 UNHEARD = 60.0  # seconds after which an upstream that does not even acknowledge what was sent is gone
 
 
@@ -356,25 +352,6 @@ class Connection(asyncio.Protocol):
             self._answer.complete = True  # type: ignore[union-attr]
 
 
-def examined(pairs: Pairs, *, large: bool) -> tuple[int | None, bool]:
-    """Return the stated length of an answer, if any, and whether it comes in chunks. A `large` head may be too large.
-
-    Raises `Excess` for any other coding: the field that names it is hop-by-hop, so that it could not be told to the
-    client (RFC 9112 6.1).
-    """
-    length, coded = None, False
-    for name, value in pairs:
-        if name == b"content-length":
-            length = int(value)
-        elif name == b"transfer-encoding":
-            if coded or value.lower() != b"chunked":
-                raise Excess("A transfer coding other than chunked")
-            coded = True
-    if len(pairs) > MAX_FIELDS or (large and sum(len(name) + len(value) for name, value in pairs) > MAX_HEAD):
-        raise Excess("The head is too large")
-    return length, coded
-
-
 def given_up() -> httpx.CloseError:
     """Return what is raised to whoever reads on nevertheless."""
     return httpx.CloseError("The connection was given up")
@@ -385,32 +362,3 @@ def new_parser(connection: Connection) -> httptools.HttpResponseParser:
     parser = httptools.HttpResponseParser(connection)
     parser.set_dangerous_leniencies(lenient_chunked_length=True)
     return parser
-
-
-def bear(transport: asyncio.Transport, seconds: float) -> None:
-    """Give up the connection when what was sent is not acknowledged for so long; 0: when the system does (RFC 5482).
-
-    On Linux that is after a quarter of an hour: until then each call on a connection to a machine that vanished waits.
-    Signs of life (`dial`) are no help: they are not asked for while something is under way.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
-
-
-def listening(transport: asyncio.Transport) -> Callable[[int], object]:
-    """Return what tells, called with 0, whether something of the upstream is here that was not read, or it is gone.
-
-    An upstream that refuses an upload may close at once, which resets the connection. Whoever writes then meets the
-    reset before what the upstream had said, which is lost with it.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is None or not hasattr(select, "poll"):  # Windows has none
-        return lambda _: False
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return poll.poll
-
-
-class Excess(Exception):
-    """What a response may not be, although the parser would let it be."""

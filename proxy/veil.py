@@ -5,12 +5,15 @@ them would delay them, and to change them break them.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
 
-from proxy.errors import Failure, Pairs
+from proxy.codings import Decoder, decoder
+from proxy.errors import Pairs
 from proxy.exchange import Answer
 from proxy.filtered import Filtered
 from proxy.headers import first, has_any
-from proxy.whole import OF_THE_BYTES, WINDOW, Retold, expanded, gathered
+from proxy.whole import OF_THE_BYTES, Retold, gathered
 
 SHORTEST = 8  # bytes of a key that is looked for; a shorter one stands in too many words
 MOST = 64 * 1024  # bytes of an error that are looked through
@@ -64,18 +67,25 @@ class Veil:
         `UpstreamUnreachable` for one that does not say its length and is longer than anyone's.
         """
         length = first(answer.headers, b"content-length")
-        if coding.lower() not in WINDOW or (length is not None and int(length) > MOST):
+        decoding = decoder(coding)
+        if decoding is None or (length is not None and int(length) > MOST):
             return answer
         content = await gathered(answer, MOST_HELD)
-        try:
-            plain = expanded(content, coding, 16 * MOST) if len(content) <= MOST else b""
-        except Failure:
-            plain = b""
+        plain = undone(decoding, content) if len(content) <= MOST else b""
         masked = self.mask(plain)
         if masked == plain:
             return Retold(answer, answer.headers, content)
         kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES or pair[0] == b"content-type"]
         return Retold(answer, [*kept, (b"content-length", str(len(masked)).encode())], masked)
+
+
+def undone(decoding: Decoder, content: bytes) -> bytes:
+    """Return what a coded body says, as far as that can be told: what is broken further on is masked up to there."""
+    plain = bytearray()
+    with suppress(Exception):  # whatever its library raises
+        for part in chain(decoding.decode(content), decoding.end()):
+            plain += part
+    return bytes(plain)
 
 
 class Veiled(Filtered):

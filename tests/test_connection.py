@@ -15,8 +15,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.answer import LARGE, PooledAnswer
-from proxy.connection import HIGH_WATER, MAX_FIELDS, MAX_HEAD, Connection
+from proxy.answer import LARGE, MAX_FIELDS, MAX_HEAD, PooledAnswer
+from proxy.connection import HIGH_WATER, Connection
 from proxy.exchange import Body, Timeouts
 from proxy.pool import Pool
 from tests.peers import PATIENCE, Pairs, Upstream, answer, chunked

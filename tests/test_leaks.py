@@ -3,7 +3,10 @@
 import gzip
 import json
 import logging
+import zlib
+from collections.abc import Callable
 
+import brotli  # type: ignore[import-untyped]
 import pytest
 
 from proxy.upstream import Upstream as FarBank
@@ -84,6 +87,31 @@ async def test_keys_in_a_compressed_error_are_masked_on_every_route(
         back = await client.hear()
         assert (back.status, back.body) == (401, body.replace(BOTH, MASKED))
         assert (back.get(b"content-encoding"), back.get(b"content-length")) == (None, b"%d" % len(body))
+
+
+def unfinished(body: bytes) -> bytes:
+    stream = zlib.compressobj()
+    return stream.compress(body) + stream.flush(zlib.Z_SYNC_FLUSH)
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [
+        (b"GZIP", gzip.compress),
+        (b"deflate", zlib.compress),
+        (b"deflate", lambda body: zlib.compress(body)[2:-4]),  # as some send it
+        (b"deflate", unfinished),
+        (b"br", brotli.compress),
+    ],
+)
+async def test_keys_in_an_error_are_masked_in_whatever_coding_can_be_read(
+    play: Play, upstream: Upstream, coding: bytes, compress: Callable[[bytes], bytes]
+) -> None:
+    upstream.says(answer(401, [(b"Content-Encoding", coding)], compress(b"no such key: " + BOTH)))
+    async with play(**SWAP) as stage:
+        client = await stage.proxy.connect()
+        await client.say(request(headers=[SHOWN]))
+        assert (await client.hear()).body == b"no such key: " + MASKED
 
 
 async def test_a_success_passes_untouched_whatever_is_in_it(play: Play, upstream: Upstream) -> None:
