@@ -131,6 +131,7 @@ def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> 
         server = OnlyServer(config)
         # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
         # an ordered stop is status 0 and not -15, also where it is ordered before the server is up.
+        signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), server.hang_up)  # Windows has none
         for number in STOPS:
             signal.signal(number, server.handle_exit)
         run = partial(server.run, sockets=[sock])
@@ -163,6 +164,10 @@ class OnlyServer(Server):
         """Take the signal."""
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
+
+    def hang_up(self, *_: object) -> None:
+        """Take SIGHUP: nobody can take the place of a single process, so that it stops, as by the first order."""
+        self.should_exit = True
 
 
 def announce(settings: Settings, sock: socket.socket) -> None:

@@ -11,7 +11,9 @@ import socket
 import sys
 import threading
 import time
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -43,12 +45,7 @@ class Server(uvicorn.Server):
 
 
 class WorkersServer(Server):
-    """The server of a worker, which takes its orders from the supervisor."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take the signal, unless a terminal sent it, to all: the supervisor says what comes of Ctrl-C."""
-        if sig != signal.SIGINT:
-            super().handle_exit(sig, frame)
+    """The server of a worker."""
 
     def end_at_once(self, *_: object) -> None:
         """Take the signal for that."""
@@ -72,6 +69,9 @@ class Worker(Process):
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve. Called in the process."""
         signal.signal(AT_ONCE, self.server.end_at_once)
+        # uvicorn raises the signal that ended it once more: by the system's handler what waits for stderr were lost.
+        for number in STOPS:
+            signal.signal(number, self.server.handle_exit)
         super().target(sockets)
 
     def is_well(self, patience: float) -> bool:
@@ -121,27 +121,38 @@ class Workers(Multiprocess):
         super().__init__(config, sockets)
         self.should_exit = self._orders = Orders()
         self.processes: list[Worker] = []  # type: ignore[assignment]  # of the kind that is started here
-        self._retired: list[Worker] = []  # told to stop, with exchanges to finish
+        self._retired: dict[Worker, float] = {}  # told to stop, with exchanges to finish until then
         self._failed = False
+        self._stuck = False  # whether none could be started
         for number in STOPS:
             signal.signal(number, self._orders.set)
 
     def run(self) -> None:
         """Serve until that is to end. Raises `SystemExit` where a worker could not even start."""
-        super().run()
+        try:
+            super().run()
+        except BaseException:  # nobody would hear an order to stop, and the interpreter waits for its children
+            self.terminate_all()
+            self.join_all()
+            raise
         if self._failed:
             sys.exit(STARTUP_FAILURE)
 
     def init_processes(self) -> None:
         """Start the workers."""
         for _ in range(self.processes_num):
-            if not self._orders.is_set():
-                self.processes.append(self._started())
+            if self._orders.is_set():
+                return
+            if (worker := self._started()) is None:
+                self._fail()
+                return
+            self.processes.append(worker)
 
     def restart_all(self) -> None:
         """Put a new worker into the place of each, when it serves; the old one finishes what it has."""
         for place, old in enumerate(self.processes):
-            new = self._started()
+            if (new := self._started()) is None:
+                return
             if not new.wait_until_ready(self.config.timeout_worker_healthcheck, self._orders):
                 new.kill()
                 new.join()
@@ -150,10 +161,11 @@ class Workers(Multiprocess):
                 return
             self.processes[place] = new
             self._retire(old)
+        log.info("SIGHUP: all %s workers are new", len(self.processes))
 
     def keep_subprocess_alive(self) -> None:
         """Replace each worker that died, or hung and is killed for it, and say so."""
-        self._retired = [worker for worker in self._retired if worker.process.is_alive()]
+        self._bury()
         for place, old in enumerate(self.processes):
             if old.is_well(self.config.timeout_worker_healthcheck):
                 continue
@@ -163,15 +175,17 @@ class Workers(Multiprocess):
             old.join()
             if old.exitcode == STARTUP_FAILURE:  # and would so again
                 log.error("worker %s could not start, so that all end", old.pid)
-                self._failed = True
-                self._orders.set()
+                self._fail()
                 return
-            self.processes[place] = new = self._started()
+            if (new := self._started()) is None:  # the next look tries again
+                return
+            self.processes[place] = new
             log.warning("worker %s died or hung (status %s); %s takes its place", old.pid, old.exitcode, new.pid)
 
     def handle_ttin(self) -> None:
         """Add a worker."""
-        self.processes.append(self._started())
+        if (worker := self._started()) is not None:
+            self.processes.append(worker)
 
     def handle_ttou(self) -> None:
         """Take one away, if there is another."""
@@ -187,8 +201,7 @@ class Workers(Multiprocess):
     def join_all(self) -> None:
         """Wait for the workers to end: told to stop again, at once. One that hangs beyond its time is killed."""
         workers = [*self.processes, *self._retired]
-        config = self.config
-        give_up = time.monotonic() + (config.timeout_graceful_shutdown or 0) + config.timeout_worker_healthcheck
+        give_up = self._end_of_patience()
         told_again = False
         while running := [worker for worker in workers if worker.process.is_alive()]:
             if self._orders.number > 1 and not told_again:
@@ -200,18 +213,52 @@ class Workers(Multiprocess):
                     worker.process.kill()
             running[0].process.join(LOOK)
 
-    def _started(self) -> Worker:
-        """Start a worker, which leaves Ctrl-C to us until it is up.
+    def _started(self) -> Worker | None:
+        """Start a worker, which never hears of Ctrl-C: a terminal sends that to all, and what comes of it we say.
 
-        A terminal sends SIGINT to all of them. One that was still importing would end with a traceback, and we would
-        wait for its sign of life.
+        Return None, and say so once, where the system has no room for it.
         """
-        worker = Worker(self.config, self.sockets)
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits this one, and no other handler
-        worker.start()
-        signal.signal(signal.SIGINT, ours)
+        try:
+            resource_tracker.ensure_running()  # else `start` would do it, and let the signal through
+            worker = Worker(self.config, self.sockets)
+            with no_ctrl_c():
+                worker.start()
+        except OSError as problem:
+            if not self._stuck:
+                log.error("no worker can be started: %s; those that run go on", problem)
+            self._stuck = True
+            return None
+        self._stuck = False
         return worker
+
+    def _fail(self) -> None:
+        self._failed = True
+        self._orders.set()
 
     def _retire(self, worker: Worker) -> None:
         worker.terminate()
-        self._retired.append(worker)
+        self._retired[worker] = self._end_of_patience()
+
+    def _bury(self) -> None:
+        """Forget those that have finished; one that hangs beyond its time is killed."""
+        for worker, until in [*self._retired.items()]:
+            if not worker.process.is_alive():
+                del self._retired[worker]
+            elif time.monotonic() > until:
+                log.warning("worker %s, which another has replaced, does not end: it is killed", worker.pid)
+                worker.process.kill()
+
+    def _end_of_patience(self) -> float:
+        config = self.config
+        return time.monotonic() + (config.timeout_graceful_shutdown or 0) + config.timeout_worker_healthcheck
+
+
+@contextmanager
+def no_ctrl_c() -> Iterator[None]:
+    """Hold SIGINT back meanwhile, and for good in processes that are started meanwhile. Windows has no such way."""
+    hold = getattr(signal, "pthread_sigmask", lambda *_: ())
+    before = hold(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
+    try:
+        yield
+    finally:
+        hold(getattr(signal, "SIG_SETMASK", 0), before)

@@ -30,6 +30,7 @@ from proxy.__main__ import OPTIONS, invitation, main
 from proxy.server import CannotListen, OnlyNews, announce, application, configure, listen, local_url, to_stderr
 from proxy.settings import Settings
 from proxy.values import target
+from proxy.workers import STOPS
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
 from tests.desk import BEARER, TOKEN
 from tests.peers import Peer, Upstream, answer, chunked, connect, free_port, request
@@ -278,11 +279,13 @@ def test_with_a_certificate_it_speaks_tls_and_nothing_else(
 # ---- an ordered stop
 
 
-@pytest.mark.untraced
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(number, marks=pytest.mark.untraced) for number in sorted(STOPS)), signal.SIGHUP]
+)
 def test_a_running_stream_finishes_after_the_order_to_stop(
     run: Run, listener: socket.socket, number: signal.Signals
 ) -> None:
+    # A single process has nobody to replace it at SIGHUP.
     process = run("--target", local_url(listener))
     with draining(process, listener, number) as (client, there):
         there.sendall(chunked(b"two", b""))

@@ -1,6 +1,7 @@
 """The supervisor of several workers, told with puppets in their place; test_server plays it with real ones."""
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -170,14 +171,93 @@ def test_who_is_told_to_stop_starts_no_more(troupe: Callable[[], Workers], handl
     assert pids(some) == [1, 2]
 
 
-def test_while_one_starts_ctrl_c_is_not_its_own(
+def test_while_one_starts_ctrl_c_waits_and_never_reaches_it(
     troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    during: list[object] = []
-    monkeypatch.setattr(Puppet, "start", lambda self: during.append(handlers[signal.SIGINT]))
+    held: list[bool] = []
+
+    def start(self: object) -> None:
+        held.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))  # a process inherits that
+
+    monkeypatch.setattr(Puppet, "start", start)
     some = troupe()
     some.handle_ttin()
-    assert during == [signal.SIG_IGN] * 3
+    assert held == [True] * 3
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+class NoRoom(Puppet):
+    """One that the system cannot start."""
+
+    def start(self) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_where_no_worker_can_be_started_those_that_run_go_on_and_it_is_said_once(
+    troupe: Callable[[], Workers], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = troupe()
+    one: Any = some.processes[0]
+    monkeypatch.setattr(workers, "Worker", NoRoom)
+    some.restart_all()
+    some.handle_ttin()
+    assert pids(some) == [1, 2]
+    one.exitcode = -9
+    for _ in range(3):
+        some.keep_subprocess_alive()
+    assert told == [
+        "no worker can be started: [Errno 11] Resource temporarily unavailable; those that run go on",
+    ]
+    monkeypatch.setattr(workers, "Worker", Puppet)
+    some.keep_subprocess_alive()
+    assert len({*pids(some)} - {1, 2}) == 1
+    assert "takes its place" in told[-1]
+
+
+def test_where_not_even_the_first_ones_can_be_started_all_end_with_a_status(
+    troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = troupe()
+    first: list[Any] = [*some.processes]
+    for one in first:
+        one.terminate = one.kill
+    monkeypatch.setattr(workers, "Worker", NoRoom)
+    with pytest.raises(SystemExit) as end:
+        some.run()
+    assert end.value.code == STARTUP_FAILURE
+    assert [one.exitcode for one in first] == [-9, -9]
+
+
+def test_what_breaks_the_supervisor_ends_its_workers(
+    troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = troupe()
+    all_of_them: list[Any] = [*some.processes]
+    for one in all_of_them:
+        one.terminate = one.kill
+    some.processes_num = 0
+
+    def breaks() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(some, "keep_subprocess_alive", breaks)
+    with pytest.raises(ZeroDivisionError):
+        some.run()
+    assert [one.exitcode for one in all_of_them] == [-9, -9]
+
+
+def test_one_that_was_replaced_and_hangs_beyond_its_time_is_killed(
+    troupe: Callable[[], Workers], told: list[str]
+) -> None:
+    some = troupe()
+    hung: Any = some.processes[0]
+    some.restart_all()
+    some.keep_subprocess_alive()
+    assert hung.process.is_alive()
+    some._retired[hung] = 0
+    some.keep_subprocess_alive()
+    assert hung.exitcode == -9
+    assert told[-1] == "worker 1, which another has replaced, does not end: it is killed"
 
 
 def test_all_are_replaced_one_after_the_other_and_nobody_waits_for_the_old(troupe: Callable[[], Workers]) -> None:
@@ -288,11 +368,9 @@ async def test_what_is_cut_off_ends_before_the_books_are_closed(
     assert told == says
 
 
-def test_a_workers_server_hears_the_supervisor_and_no_terminal() -> None:
+def test_a_workers_server_ends_at_once_when_it_is_told_that_and_not_by_two_orders_sent_to_all() -> None:
     server = Worker(uvicorn.Config("app", workers=2), []).server
-    server.handle_exit(signal.SIGINT, None)
-    assert (server.should_exit, server.force_exit) == (False, False)
-    for _ in range(2):  # who stops a service may send it to all of it
+    for _ in range(2):
         server.handle_exit(signal.SIGTERM, None)
         assert (server.should_exit, server.force_exit) == (True, False)
     server.end_at_once(workers.AT_ONCE, None)
@@ -305,7 +383,10 @@ def test_a_worker_serves_with_the_server_that_it_tells_of(handlers: Handlers, mo
     worker = Worker(uvicorn.Config("app", workers=2), [])
     worker.target([])
     assert served == [worker.server]
-    assert handlers == {workers.AT_ONCE: worker.server.end_at_once}
+    assert handlers == {
+        workers.AT_ONCE: worker.server.end_at_once,
+        **dict.fromkeys(workers.STOPS, worker.server.handle_exit),
+    }
 
 
 def test_one_that_hangs_beyond_the_grace_time_is_ended(troupe: Callable[[], Workers], handlers: Handlers) -> None:
