@@ -13,8 +13,7 @@ class Endpoints:
     """
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
-        alternatives = (".*".join(map(re.escape, pattern.split("*"))) for pattern in patterns)
-        self._listed = re.compile("|".join(alternatives).encode(), re.DOTALL) if patterns else None
+        self._listed = re.compile("|".join(map(spelled, patterns)).encode(), re.DOTALL) if patterns else None
 
     def include(self, path: bytes) -> bool:
         """Tell whether this path (no query) may be relayed.
@@ -24,6 +23,15 @@ class Endpoints:
         if self._listed is None:
             return True
         return self._listed.fullmatch(path) is not None and b"#" not in path and not has_dot_segments(path)
+
+
+def spelled(pattern: str) -> str:
+    """Return a pattern as a regular expression that never goes back over a path: the first place that fits will do."""
+    beginning, *rest = map(re.escape, pattern.split("*"))
+    if not rest:
+        return beginning
+    *between, end = rest
+    return "".join([beginning, *(f"(?>.*?{part})" for part in between), ".*", end])
 
 
 def has_dot_segments(path: bytes) -> bool:

@@ -18,13 +18,20 @@ from urllib.parse import quote
 from proxy.exchange import Exchange
 
 Facts = dict[str, Any]
-Redact = Callable[[str], str]
+
+
+class Redact(Protocol):
+    """Masks what is secret in a text; of a long one so many characters are looked at, and the rest is cut off."""
+
+    def __call__(self, text: str, longest: int = ...) -> str: ...
+
 
 PIPE_BUF = 4096  # bytes; that of Linux, where macOS has 512
 LONGEST_PATH = 1900
 LONGEST_NAME = 100
 LONGEST_MESSAGE = 150
 LONGEST_DETAIL = 200
+ROOM = 1200  # characters behind what is written down: a mask is shorter than what it covers, and the cut has an edge
 
 COLOURS = {"2xx": "32", "3xx": "36", "4xx": "33", "5xx": "31"}  # ECMA-48 8.3.117: green, cyan, yellow, red
 
@@ -159,7 +166,7 @@ def _made_fit(exchange: Exchange, redact: Redact) -> Exchange:
     for text, (clean, longest) in TEXTS.items():
         given = getattr(exchange, text)
         if given is not None:
-            fit[text] = clean(redact(given), longest)
+            fit[text] = clean(redact(given, longest + ROOM), longest)
     return replace(exchange, **fit)
 
 

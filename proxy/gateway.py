@@ -31,6 +31,8 @@ from proxy.whole import retold
 
 GONE = DownstreamClosed("the client hung up")
 CUT_OFF = Unforeseen("cut off, as the proxy was told to stop")
+LONGEST_ID = 512  # bytes; OpenAI takes no longer one of a client
+MOST_OF_A_PATH = 4096  # bytes that are kept of one, twice of what is written down
 TIMED_OUT = {"ConnectTimeout": "connect", "PoolTimeout": "connect", "WriteTimeout": "idle"}
 
 log = logging.getLogger("oxy")
@@ -161,12 +163,17 @@ def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:
 
 
 def meet(downstream: Request, route: str = "relay") -> Exchange:
-    """Begin the record of an exchange, under this name until a route knows a better one."""
+    """Begin the record of an exchange, under this name until a route knows a better one.
+
+    Many may wait to be written down, those of strangers too: what they chose is cut, and what is no id goes.
+    """
     incoming_id = downstream.fields.get(b"x-request-id")
+    if incoming_id is not None and len(incoming_id) > LONGEST_ID:
+        incoming_id = None
     return Exchange(
         id=new_id(),
         method=downstream.method,
-        path=downstream.target.partition(b"?")[0].decode("latin-1"),
+        path=downstream.target.partition(b"?")[0][:MOST_OF_A_PATH].decode("latin-1"),
         incoming_id=read(incoming_id),
         route=route,
     )

@@ -30,7 +30,7 @@ CLIENT_ADDRESS_PREFIX = b"x-forwarded-"
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 NO_BODY = frozenset((204, 304))  # statuses: RFC 9112 6.3; the answer to a HEAD comes on top
 COMMON_TOKENS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # they name no field
-MOST_NAMES = 1024
+MOST_NAMES, LONGEST_NAME = 1024, 64  # that are remembered
 
 
 class Crossing:
@@ -55,7 +55,7 @@ class Crossing:
 
     def _crosses(self, name: bytes) -> bool:
         crosses = name not in self._drop and (name in FRAMING or not name.startswith(self._prefixes))
-        if len(self._known) < MOST_NAMES:
+        if len(self._known) < MOST_NAMES and len(name) <= LONGEST_NAME:
             self._known[name] = crosses
         return crosses
 
@@ -68,7 +68,7 @@ LOWER_CASE: dict[bytes, bytes] = {}  # one object for each name, up to a bound, 
 def in_lower_case(name: bytes) -> bytes:
     """Return a name in lower case; the next time it may be found in `LOWER_CASE`."""
     lowered = name.lower()
-    if len(LOWER_CASE) < MOST_NAMES:
+    if len(LOWER_CASE) < MOST_NAMES and len(name) <= LONGEST_NAME:
         lowered = LOWER_CASE.setdefault(lowered, lowered)
         LOWER_CASE[name] = lowered
     return lowered
@@ -95,12 +95,9 @@ def first(pairs: Pairs, wanted: bytes) -> bytes | None:
     return None
 
 
-def outbound(pairs: Pairs, fields: Fields, crossing: Crossing) -> Pairs:
+def outbound(pairs: Pairs, crossing: Crossing) -> Pairs:
     """Return what of a request's fields goes on to the upstream; fields that `Connection` names do not either."""
     kept = crossing.of(pairs)
-    plain = len(fields) == len(pairs) and b"transfer-encoding" not in fields
-    if plain and fields.get(b"connection", b"close") in COMMON_TOKENS:
-        return kept
     for name, value in pairs:
         if name == b"connection" and value not in COMMON_TOKENS:
             kept = _less(kept, _named(value))

@@ -61,12 +61,15 @@ class Redaction:
         short = "|".join(re.escape(form) for form in forms if len(form) < SHORT)
         self._short = re.compile(rf"(?<![\w-])(?:{short})(?![\w-])") if short else None
 
-    def __call__(self, text: str) -> str:
-        """Return the text with every secret masked, cut off where it is longer than any that people read."""
-        if len(text) <= LONGEST:
+    def __call__(self, text: str, longest: int = LONGEST) -> str:
+        """Return the text with every secret masked, cut off where it is longer than any that people read.
+
+        `longest` characters are looked at. What is not worth that is cut off before: it takes 1 us for 1 to 1000.
+        """
+        if len(text) <= longest:
             return self._masked(text)
         # The cut may go through a secret, and half of one is known by nothing: so that the edge goes too.
-        return self._masked(text[:LONGEST])[: -self._edge] + " [cut off]"
+        return self._masked(text[:longest])[: -self._edge] + " [cut off]"
 
     def _masked(self, text: str) -> str:
         for secret in self._known:

@@ -68,7 +68,7 @@ class Relay:
 
     def cleaned(self, admitted: Pairs, downstream: Request) -> Pairs:
         """Return what of an admitted request's fields goes on."""
-        headers = outbound(admitted, downstream.fields, self._crossing)
+        headers = outbound(admitted, self._crossing)
         if b"cookie" in downstream.fields:
             headers = without_cookie(headers, OPERATOR_COOKIE)
         if self._append and downstream.client_address:

@@ -111,8 +111,8 @@ class Upstream:
             else:
                 if not worth_another(answer):
                     return answer
-                reason, pause = f"status {answer.status}", asked_for(answer.headers) or backoff(exchange.retries)
                 await answer.close()
+                reason, pause = f"status {answer.status}", asked_for(answer.headers) or backoff(exchange.retries)
             exchange.retries += 1
             attempt = f"attempt {exchange.retries + 1} of {RETRIES + 1}"
             log.info("exchange %s (%s): %s in %.1f s after %s", exchange.id, exchange.route, attempt, pause, reason)
@@ -192,7 +192,7 @@ def until(date: bytes) -> float:
     """Return the seconds until a date of HTTP, 0 for what is none."""
     try:
         return parsedate_to_datetime(date.decode("ascii")).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.entry import LONGEST_PATH, PIPE_BUF, Entry, Facts, FirstFew, Redact, as_text, entries, status_class
 from proxy.errors import Result
 from proxy.exchange import Exchange
-from proxy.redaction import Redaction
+from proxy.redaction import LONGEST, Redaction
 from proxy.usage import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +189,25 @@ def test_no_secret_gets_into_an_entry(field: str, planted: str) -> None:
     written = entry(full(**{field: f"a {planted}"}), redact)
     for text in (written.json, as_text(written.facts)):
         assert not any(secret in text for secret in (SECRET, "of-secrets", "own-name"))
+
+
+@pytest.mark.parametrize("field", TEXTS)
+def test_little_more_of_a_text_is_looked_at_than_is_written_down(field: str) -> None:
+    looked: list[int] = []
+
+    def redact(text: str, longest: int = LONGEST) -> str:
+        looked.append(min(len(text), longest))
+        return Redaction()(text, longest)
+
+    entry(full(**{field: "/key" * 8000}), redact)
+    assert max(looked) < 4096
+
+
+@pytest.mark.parametrize("field", TEXTS)
+def test_no_half_of_a_secret_slides_in_where_those_before_it_are_masked(field: str) -> None:
+    for padding in range(0, 600, 7):
+        text = "a" * padding + f"/Bearer {'s' * 400}," * 20
+        assert "sss" not in entry(full(**{field: text}), Redaction()).json
 
 
 @pytest.mark.parametrize("field", TEXTS)

@@ -8,6 +8,7 @@ from proxy import headers
 from proxy.errors import Pairs
 from proxy.headers import (
     END_HERE,
+    LONGEST_NAME,
     MOST_NAMES,
     Crossing,
     append_forwarded_for,
@@ -41,7 +42,7 @@ from proxy.headers import (
     ],
 )
 def test_what_of_a_request_goes_on(said: Pairs, heard: Pairs) -> None:
-    assert outbound(said, dict(said), Crossing(END_HERE, (b"x-skip-",))) == heard
+    assert outbound(said, Crossing(END_HERE, (b"x-skip-",))) == heard
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_one_cookie_is_taken_out_of_those_that_come(said: list[bytes], heard: li
 def test_neither_direction_changes_what_it_was_given() -> None:
     said = [(b"connection", b"a"), (b"a", b" 1 "), (b"transfer-encoding", b"chunked")]
     before = list(said)
-    outbound(said, dict(said), Crossing(END_HERE))
+    outbound(said, Crossing(END_HERE))
     inbound(said)
     append_forwarded_for(said, b"1.2.3.4")
     assert said == before
@@ -109,13 +110,16 @@ def test_the_first_of_several_fields_is_found_or_none() -> None:
 def test_a_name_is_looked_into_once_and_only_so_many_are_remembered() -> None:
     crossing = Crossing(frozenset((b"dropped",)), (b"x-",))
     named = [(b"n%d" % number, b"") for number in range(2 * MOST_NAMES)]
+    long = [(b"n" * (LONGEST_NAME + 1), b"")]
+    assert crossing.of(long) == long
+    assert not crossing._known
     for _ in range(2):
         assert crossing.of([(b"dropped", b"1"), (b"x-a", b"2"), (b"a", b"3")]) == [(b"a", b"3")]
         assert crossing.of(named) == named
     assert len(crossing._known) == MOST_NAMES
 
 
-@pytest.mark.parametrize("cross", [inbound, lambda pairs: outbound(pairs, dict(pairs), Crossing(END_HERE))])
+@pytest.mark.parametrize("cross", [inbound, lambda pairs: outbound(pairs, Crossing(END_HERE))])
 def test_a_length_beside_chunks_does_not_cross(cross: Callable[[Pairs], Pairs]) -> None:
     kept = cross([(b"content-length", b"9"), (b"transfer-encoding", b"chunked"), (b"a", b"1")])
     assert (b"content-length", b"9") not in kept
@@ -132,6 +136,9 @@ def test_a_name_becomes_one_object_in_lower_case_and_only_so_many_are_remembered
         is in_lower_case(b"x-name")
         is headers.LOWER_CASE[b"X-Name"]
     )
+    remembered = len(headers.LOWER_CASE)
+    assert in_lower_case(b"N" * (LONGEST_NAME + 1)) == b"n" * (LONGEST_NAME + 1)
+    assert len(headers.LOWER_CASE) == remembered
     for number in range(2 * MOST_NAMES):
         assert in_lower_case(b"N%d" % number) == b"n%d" % number
     assert len(headers.LOWER_CASE) <= MOST_NAMES + 1

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.conftest import WAYS, Running, Start, our_protocol, ways
+from tests.conftest import CLIENT_KEY, WAYS, Running, Start, our_protocol, ways
 from tests.peers import Peer, Upstream, answer, chunked, request
 
 way = ways(*WAYS)
@@ -236,6 +236,18 @@ async def test_pipelined_requests_are_answered_in_order(client: Peer, upstream: 
     assert [heard.target for heard in upstream.heard] == [b"/1", b"/2", b"/3"]
 
 
+async def test_fields_that_connection_names_end_here_whatever_else_is_taken_out(
+    start: Start, upstream: Upstream
+) -> None:
+    upstream.says(answer())
+    named = [(b"Connection", b"keep-alive"), (b"Connection", b"X-Hop"), (b"X-Hop", b"1")]
+    async with start(PROXY_X_API_KEY=CLIENT_KEY) as proxy:  # as many fields go with the key as come twice
+        client = await proxy.connect()
+        await client.say(request(headers=[(b"X-API-Key", CLIENT_KEY.encode()), *named]))
+        assert (await client.hear()).status == 200
+    assert upstream.heard[0].get(b"x-hop") is None
+
+
 async def test_a_client_that_names_its_request_finds_the_name_in_the_answer(client: Peer, upstream: Upstream) -> None:
     upstream.says(answer(headers=[(b"X-Request-Id", b"req_upstream")]))
     await client.say(request(headers=[(b"X-Request-Id", b"mine-1")]))
@@ -243,6 +255,15 @@ async def test_a_client_that_names_its_request_finds_the_name_in_the_answer(clie
     assert upstream.heard[0].get(b"x-request-id") == b"mine-1"
     assert back.get(b"x-request-id") == b"req_upstream"
     assert back.get(b"x-incoming-request-id") == b"mine-1"
+
+
+async def test_a_name_that_is_too_long_for_one_goes_on_but_is_not_kept(client: Peer, upstream: Upstream) -> None:
+    upstream.says(answer())
+    for length in (512, 513):
+        await client.say(request(headers=[(b"X-Request-Id", b"x" * length)]))
+        kept = (await client.hear()).get(b"x-incoming-request-id")
+        assert kept == (b"x" * 512 if length == 512 else None)
+        assert upstream.heard[-1].get(b"x-request-id") == b"x" * length
 
 
 async def test_each_exchange_has_an_id_of_its_own(client: Peer, upstream: Upstream) -> None:

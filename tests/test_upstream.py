@@ -349,6 +349,7 @@ async def test_the_upstreams_own_word_counts_most(
         ([(b"retry-after", b"Fri, 31 Dec 1999 23:59:59 GMT")], None),
         ([(b"retry-after", b"Fri, 31 Dec 2199 23:59:59 GMT")], None),
         ([(b"retry-after", b"Fri, 31 Dec 99999 23:59:59 GMT")], None),
+        ([(b"retry-after", b"Mon, 01 Jan 2024 00:00:00 +99999999999999999999")], None),
         ([(b"retry-after", b"Fri, 31 Foo 1999 23:59:59 GMT")], None),
         ([(b"retry-after", b"\xff")], None),
         ([], None),
