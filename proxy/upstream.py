@@ -237,6 +237,9 @@ def translated(problem: Exception) -> Failure | None:
     if not isinstance(problem, httpx.TransportError):
         return None
     failure = next(failure(message) for kind, failure, message in TRANSLATION if isinstance(problem, kind))
+    if isinstance(failure, BadRequest) and type(root(problem)).__module__.startswith("h2."):
+        # Of HTTP/2 these are no words about the request: the connection was about to end, or in no state for it.
+        failure = UpstreamUnreachable("The connection to the upstream broke")
     failure.detail = type(problem).__name__
     if isinstance(problem, httpx.ConnectError):  # nothing was sent or heard yet, so that nothing secret can be in it
         failure.detail += f": {root(problem)}"

@@ -203,7 +203,7 @@ def upstream_auth(text: str) -> UpstreamAuth:
     """Read how the upstream is shown its key."""
     auth: UpstreamAuth = _one_of(text, "auto", "bearer", "api-key", "entra")
     if auth == "entra" and (find_spec("azure") is None or find_spec("azure.identity") is None):
-        raise ValueError("entra takes one more package: pip install 'oxy-proxy[azure]'")
+        raise ValueError("entra takes one more package: pip install azure-identity")
     return auth
 
 

@@ -696,7 +696,7 @@ def test_entra_takes_a_package_and_says_so_unless_it_is_there(
     assert settings_of(**wanted).upstream_auth == "entra"
     monkeypatch.setattr("proxy.values.find_spec", find)
     (complaint,) = complaints(tmp_path, **wanted)
-    assert complaint == "PROXY_UPSTREAM_AUTH: entra takes one more package: pip install 'oxy-proxy[azure]'"
+    assert complaint == "PROXY_UPSTREAM_AUTH: entra takes one more package: pip install azure-identity"
 
 
 @pytest.mark.parametrize("wish", [{"OXY_HTTP2": "1"}, {"HTTPS_PROXY": "http://proxy.example"}])

@@ -33,6 +33,15 @@ def test_every_exception_of_a_transport_has_a_name_here(kind: type[httpx.Transpo
     assert "sk-secret" not in str(failure)
 
 
+def test_what_http_2_has_against_a_request_is_no_fault_of_the_clients() -> None:
+    refused = type("ProtocolError", (Exception,), {"__module__": "h2.exceptions"})
+    problem = httpx.LocalProtocolError("Invalid input ConnectionInputs.SEND_HEADERS in state ConnectionState.CLOSED")
+    problem.__cause__ = refused("a state of theirs")
+    failure = translated(problem)
+    assert failure is not None
+    assert (failure.status, str(failure)) == (502, "The connection to the upstream broke")
+
+
 def test_the_table_goes_from_the_most_specific_to_the_general() -> None:
     kinds = [kind for kind, _, _ in TRANSLATION]
     for place, kind in enumerate(kinds):
