@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp, Message, Scope
 
 from proxy.errors import Failure, Pairs
-from proxy.exchange import Exchange, new_id
+from proxy.exchange import Exchange, as_answer, new_id
 from proxy.headers import NO_BODY, first, has_any
 
 LAST_CHUNK = b"0\r\n\r\n"
@@ -37,14 +37,7 @@ def refusal(failure: Failure, exchange: Exchange | None = None) -> bytes:
 
     Where it ends an exchange that has begun, it has the ids of that one.
     """
-    refused = exchange or Exchange(id=new_id(), method="", path="")
-    body = failure.body(request_id=refused.id, incoming_id=refused.incoming_id)
-    fields = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        *refused.ids,
-        *failure.headers,
-    ]
+    fields, body = as_answer(failure, exchange or Exchange(id=new_id(), method="", path=""))
     return head_of(failure.status, fields) + END_OF_ALL + body
 
 

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 from starlette.types import Receive, Scope, Send
 
 from proxy.errors import DownstreamClosed, Failure, Fields, Pairs
-from proxy.exchange import Answer, Exchange, Sink
+from proxy.exchange import Answer, Exchange, Sink, as_answer
 from proxy.headers import inbound
 from proxy.heads import Head
 
@@ -118,9 +118,8 @@ class Downstream:
         if self.started or isinstance(failure, DownstreamClosed):
             return
         exchange.status = failure.status
-        body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
-        content = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._begin(failure.status, content + failure.headers + exchange.ids, hold=True)
+        fields, body = as_answer(failure, exchange)
+        await self._begin(failure.status, fields, hold=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
         exchange.bytes_out = len(body) if self.method != "HEAD" else 0
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from proxy.errors import Failure, Fields, Pairs
-from proxy.exchange import ABNORMAL, BROKEN, GOING_AWAY, Close, Exchange
+from proxy.exchange import ABNORMAL, BROKEN, GOING_AWAY, Close, Exchange, as_answer
 from proxy.handshake import offered_subprotocols, without_handshake
 from proxy.headers import NO_BODY, inbound
 
@@ -72,17 +72,16 @@ class WebSocketDownstream:
         """Let no session begin: pass on this answer of the upstream's instead."""
         fields = inbound(headers)
         if status not in NO_BODY:
-            fields = [pair for pair in fields if pair[0] != b"content-length"] + [length_of(body)]
-        await self._answer(exchange, status, fields, body)
+            fields = [pair for pair in fields if pair[0] != b"content-length"]
+            fields.append((b"content-length", b"%d" % len(body)))
+        await self._answer(status, fields + exchange.ids, body)
 
     async def refuse(self, exchange: Exchange, failure: Failure) -> None:
         """Answer with a failure, or close a session that has begun."""
         if self.accepted:
             await self.close(Close(BROKEN, str(failure)))
             return
-        body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
-        headers = [(b"content-type", b"application/json"), *failure.headers, length_of(body)]
-        await self._answer(exchange, failure.status, headers, body)
+        await self._answer(failure.status, *as_answer(failure, exchange))
 
     async def messages(self) -> AsyncIterator[str | bytes]:
         """Yield what the client says until it closes; reading on is the backpressure."""
@@ -109,16 +108,10 @@ class WebSocketDownstream:
         """Close. Silent once the client has."""
         await self._say({"type": "websocket.close", "code": close.sayable, "reason": close.reason})
 
-    async def _answer(self, exchange: Exchange, status: int, headers: Pairs, body: bytes) -> None:
-        fields = headers + exchange.ids
+    async def _answer(self, status: int, fields: Pairs, body: bytes) -> None:
         await self._say({"type": "websocket.http.response.start", "status": status, "headers": fields})
         await self._say({"type": "websocket.http.response.body", "body": body})
 
     async def _say(self, message: Message) -> None:
         with suppress(OSError):  # that is how ASGI says that nobody hears it
             await self._send(message)
-
-
-def length_of(body: bytes) -> tuple[bytes, bytes]:
-    """Return the field that says how long a body is."""
-    return b"content-length", b"%d" % len(body)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from random import getrandbits
 from typing import Literal, Protocol
 
-from proxy.errors import Fields, Pairs, Result
+from proxy.errors import Failure, Fields, Pairs, Result
 from proxy.heads import Head, Shaped
 from proxy.usage import Usage
 
@@ -117,6 +117,16 @@ class Exchange:
         if self.incoming_id is not None:
             ids.append((b"x-incoming-request-id", self.incoming_id.encode("latin-1")))
         return ids
+
+
+def as_answer(failure: Failure, exchange: Exchange) -> tuple[Pairs, bytes]:
+    """Return the fields and the body of the answer that tells a client of a failure.
+
+    SDKs show what stands in `x-request-id`; in an answer of our own that is our id.
+    """
+    body = failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id)
+    content = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return [*content, *failure.headers, *exchange.ids, (b"x-request-id", exchange.id.encode())], body
 
 
 class Body(Protocol):

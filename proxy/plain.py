@@ -12,7 +12,7 @@ from typing import Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.errors import BadRequest, Failure
-from proxy.exchange import Exchange, new_id
+from proxy.exchange import Exchange, as_answer, new_id
 from proxy.headers import by_name
 from proxy.request import examine, measure, origin_form
 
@@ -83,15 +83,9 @@ def rebuilt(scope: Scope) -> bytes:
 
 async def refuse(failure: Failure, send: Send) -> None:
     """Answer what cannot be taken, and have the connection closed."""
-    request_id = new_id()
-    body = failure.body(request_id=request_id, incoming_id=None)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-proxy-request-id", request_id.encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": failure.status, "headers": headers})
+    fields, body = as_answer(failure, Exchange(id=new_id(), method="", path=""))
+    fields.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": failure.status, "headers": fields})
     await send({"type": "http.response.body", "body": body})
 
 

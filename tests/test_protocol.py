@@ -250,6 +250,7 @@ def check_refusal(heard: Heard, status: int) -> str:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(heard.body)).encode()),
         (b"x-proxy-request-id", error["requestId"].encode()),
+        (b"x-request-id", error["requestId"].encode()),
         (b"connection", b"close"),
     ]
     assert re.fullmatch("[0-9a-f]{32}", error["requestId"])

@@ -257,6 +257,13 @@ async def test_a_client_that_names_its_request_finds_the_name_in_the_answer(clie
     assert back.get(b"x-incoming-request-id") == b"mine-1"
 
 
+async def test_an_sdk_finds_the_id_of_an_answer_of_our_own_where_it_looks_for_one(client: Peer) -> None:
+    await client.say(b"GET http://no path HTTP/1.1\r\nHost: h\r\n\r\n")
+    back = await client.hear()
+    assert back.status == 400
+    assert back.get(b"x-request-id") == back.get(b"x-proxy-request-id") is not None
+
+
 async def test_a_name_that_is_too_long_for_one_goes_on_but_is_not_kept(client: Peer, upstream: Upstream) -> None:
     upstream.says(answer())
     for length in (512, 513):
