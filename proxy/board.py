@@ -145,7 +145,7 @@ def shown(facts: Facts) -> dict[str, Any]:
         "date": facts["time"][:10],
         "clock": facts["time"][11:23],
         "status": facts.get("status", UNKNOWN),
-        "kind": status_class(facts.get("status")),
+        "kind": kind(facts),
         "method": facts["method"],
         "path": facts["path"],
         "result": facts["result"],
@@ -161,6 +161,13 @@ def shown(facts: Facts) -> dict[str, Any]:
         "id": facts["id"],
         "facts": json.dumps({name: value for name, value in facts.items() if name != "number"}, indent=1),
     }
+
+
+def kind(facts: Facts) -> str:
+    """Return the class of an entry's status; where a client heard of a good one, and yet not all of it, `torn`."""
+    status = facts.get("status")
+    began_well = status is not None and status < 400
+    return "torn" if began_well and facts["result"] != "success" else status_class(status)
 
 
 def event(name: str, data: object, number: int | None = None) -> bytes:

@@ -113,9 +113,32 @@ async def test_sessions_over_websocket_are_a_class_of_status(desk: Desk) -> None
     assert await paths(desk, "/log?status=1xx") == ["realtime"]
 
 
-@pytest.mark.parametrize("kind", board.CLASSES)
+STYLE = (Path(board.__file__).parent / "templates" / "board.css").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", [*board.CLASSES, "torn"])
 def test_every_class_of_status_has_its_style(kind: str) -> None:
-    assert f".s{kind}" in (Path(board.__file__).parent / "templates" / "board.css").read_text(encoding="utf-8")
+    assert f".s{kind}" in STYLE
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "found"),
+    [
+        (200, "success", "2xx"),
+        (101, "upstream_transport", "torn"),
+        (200, "upstream_timeout", "torn"),
+        (200, "client_cancelled", "torn"),
+        (404, "upstream_api_error", "4xx"),
+        (502, "upstream_transport", "5xx"),
+        (499, "client_cancelled", "4xx"),
+        (None, "client_cancelled", "none"),
+    ],
+)
+def test_an_answer_that_broke_off_does_not_look_like_a_success(status: int | None, result: str, found: str) -> None:
+    facts = {"result": result} if status is None else {"status": status, "result": result}
+    assert board.kind(facts) == found
+    (hidden,) = re.findall(r"^\.r(\w+) \{ display: none; \}", STYLE, re.M)
+    assert hidden == "2xx"
 
 
 async def test_a_filter_stays_in_the_form_escaped(desk: Desk) -> None:
