@@ -4,28 +4,22 @@ Precedence, strongest first: the command line, the environment, `.env.local`, `.
 as unset (compose files pass those). All complaints come at once, in the operator's words and without a secret.
 """
 
-import difflib
-import io
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]  # typeshed lacks it
 
-from dotenv.parser import Binding, parse_stream
-
 from proxy import native, values
+from proxy.layers import Layers
 from proxy.values import Azure, Forwarded, LogFormat, Target, Transport, UpstreamAuth
 
 DEFAULT_TARGET = "https://api.openai.com"
 ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
-FILES = (".env.local", ".env")  # the stronger one first
-OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
 
 Mode = Literal["transparent", "swap", "guarded", "open"]
-T = TypeVar("T")
 NOTHING: tuple[str, ...] = ()
 NO_PAIRS: tuple[tuple[str, str], ...] = ()
 
@@ -125,18 +119,18 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
 
     Options of the command line are laid over `environ` by the caller. Raises `BadSettings` with every complaint.
     """
-    reader = Reader(environ, folder)
-    settings = chosen(reader)
-    settings = replace(settings, outbound_proxy=outbound_proxy(reader, settings.target))
-    usable([*reader.complaints, *contradictions(settings)])
+    layers = Layers(environ, folder)
+    settings = chosen(layers)
+    settings = replace(settings, outbound_proxy=outbound_proxy(layers, settings.target))
+    usable([*layers.complaints, *contradictions(settings)])
     return settings
 
 
 def history(environ: Mapping[str, str], folder: Path | None) -> Path | None:
     """Return the file of the history alone, be the other settings as they may. Raises `BadSettings`."""
-    reader = Reader(environ, folder)
-    found = reader.take("PROXY_HISTORY", Path, None)
-    usable(reader.complaints)
+    layers = Layers(environ, folder)
+    found = layers.take("PROXY_HISTORY", Path, None)
+    usable(layers.complaints)
     return found
 
 
@@ -146,19 +140,19 @@ def usable(complaints: Sequence[str]) -> None:
         raise BadSettings("settings are not usable:\n" + "\n".join(f"  {complaint}" for complaint in complaints))
 
 
-def chosen(reader: "Reader") -> Settings:
+def chosen(layers: Layers) -> Settings:
     """Return what was chosen, each for itself."""
-    take = reader.take
+    take = layers.take
     default_timeout = take("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", values.milliseconds, 600.0)
     longest = take("OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS", values.milliseconds, 900.0)
     return Settings(
-        target=reader.one_of("OXY_TARGET", "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", parse=values.target)
+        target=layers.one_of("OXY_TARGET", "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", parse=values.target)
         or values.target(DEFAULT_TARGET),
         host=take("OXY_HOST", values.address, "0.0.0.0"),
         port=take("OXY_PORT", values.port, 18443),
         workers=take("PROXY_WORKERS", partial(values.at_least_one, most=values.MOST_WORKERS), 1),
         hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", values.listed, NOTHING),
-        openai_api_key=reader.one_of("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", parse=values.key),
+        openai_api_key=layers.one_of("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", parse=values.key),
         openai_project=take("OPENAI_PROJECT_KEY", values.key, None),
         openai_organization=take("OPENAI_ORGANIZATION", values.key, None),
         # Any text: a convenience request may carry a client key in its JSON.
@@ -195,15 +189,15 @@ def chosen(reader: "Reader") -> Settings:
         upstream_auth=take("PROXY_UPSTREAM_AUTH", values.upstream_auth, "auto"),
         entra_scope=take("PROXY_ENTRA_SCOPE", values.key, ENTRA_SCOPE),
         access_token=take("ACCESS_TOKEN", values.key, None),
-        notes=tuple(reader.notes()),
+        notes=tuple(layers.notes()),
     )
 
 
-def outbound_proxy(reader: "Reader", target: Target) -> str | None:
+def outbound_proxy(layers: Layers, target: Target) -> str | None:
     """Return the proxy that a target is reached through, by the variables that most programs know, or None."""
     names = (f"{target.scheme.upper()}_PROXY", "ALL_PROXY")
-    found = next((proxy for name in names if (proxy := reader.either(name, values.outbound_proxy))), None)
-    exempt = reader.either("NO_PROXY", str) or ""
+    found = next((proxy for name in names if (proxy := layers.either(name, values.outbound_proxy))), None)
+    exempt = layers.either("NO_PROXY", str) or ""
     if found is None or bypassed(f"{target.host}:{target.port}", {"no": exempt}):
         return None
     return found
@@ -266,79 +260,3 @@ def _is_local(family: socket.AddressFamily, address: tuple[object, ...]) -> bool
         except OSError:
             return False
     return True
-
-
-class Reader:
-    """The layers of settings, and what was wrong with them. `names` are all that were asked for."""
-
-    def __init__(self, environ: Mapping[str, str], folder: Path | None) -> None:
-        self.complaints: list[str] = []
-        self.names: set[str] = set()
-        self._files = {name: self._read(folder / name) for name in FILES if folder is not None}
-        self._layers = (environ, *self._files.values())
-
-    def take(self, name: str, parse: Callable[[str], T], default: T) -> T:
-        """Return the strongest value of that name as `parse` understands it, else the default, with a complaint."""
-        self.names.add(name)
-        given = next((value for layer in self._layers if (value := layer.get(name, "").strip())), None)
-        if given is None:
-            return default
-        try:
-            if not given.isprintable():  # nor could it stand in a header or in a host name
-                raise ValueError("it holds a character that cannot be printed")
-            return parse(given)
-        except ValueError as problem:
-            self.complaints.append(f"{name}: {problem}")
-            return default
-
-    def one_of(self, *names: str, parse: Callable[[str], T]) -> T | None:
-        """Return the value of the first name that is set, None if none is; Azure's may not say something else."""
-        given = {name: value for name in names if (value := self.take(name, parse, None)) is not None}
-        for name, value in given.items():
-            first, taken = next(iter(given.items()))
-            if name.startswith("AZURE_") and value != taken:
-                self.complaints.append(f"{name} and {first} are both set, and differ: remove one of the two")
-        return next(iter(given.values()), None)
-
-    def either(self, name: str, parse: Callable[[str], T]) -> T | None:
-        """Return the value of a name that may be written in small letters too, or None."""
-        found = self.take(name, parse, None) or self.take(name.lower(), parse, None)
-        self.names.discard(name.lower())
-        return found
-
-    def notes(self) -> Iterator[str]:
-        """Yield names that look like ours and are not: a mistyped key must not pass in silence.
-
-        In the environment there are other programs' too, so that only those count that are nearly one of ours.
-        """
-        for place, given in (("environment", self._layers[0]), *self._files.items()):
-            for name in given:
-                if name.startswith(OUR_PREFIXES) and name not in self.names:
-                    near = 0.6 if place in FILES else 0.9
-                    close = difflib.get_close_matches(name, self.names, n=1, cutoff=near)
-                    hint = f"; did you mean {close[0]}?" if close else ""
-                    if hint or place in FILES:
-                        yield f"{place}: {name} is not a setting{hint}"
-
-    def _read(self, path: Path) -> Mapping[str, str]:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError) as problem:
-            reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
-            self.complaints.append(f"{path.name} cannot be read: {reason}")
-            return {}
-        given = {}
-        for binding in parse_stream(io.StringIO(text)):
-            if binding.error or (binding.key is not None and binding.value is None):
-                self.complaints.append(f"{path.name} line {_line(binding)}: this is not NAME=value")
-            elif binding.key is not None and binding.value is not None:
-                given[binding.key] = binding.value  # as written: a `$` in a key is a `$`
-        return given
-
-
-def _line(binding: Binding) -> int:
-    """Return where a binding stands; what the parser calls its line is that of the blank ones before it."""
-    text = binding.original.string
-    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")

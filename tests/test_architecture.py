@@ -22,7 +22,7 @@ FLOORS = (
     ("the version", "__init__"),
     ("ground: what can go wrong, what is missing, what was used", "errors native usage"),
     ("ground: heads that come again", "heads"),
-    ("ground: nouns and rules", "codings exchange headers jsontext session values"),
+    ("ground: nouns and rules", "codings exchange headers jsontext layers session values"),
     ("ground: bounds, and answers that change on their way", "filtered guard pace"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry figures tables verdicts"),
@@ -60,7 +60,7 @@ ALONE = "demo"
 
 # Whoever is not named here lives on the standard library.
 DOORS = {
-    "dotenv": ("settings", "how an .env file is read is not for us to invent"),
+    "dotenv": ("layers", "how an .env file is read is not for us to invent"),
     "httptools": ("connection native protocol", "parses answers and requests; native asks whether it is here"),
     "h11": ("pure", "parses requests where httptools is missing"),
     "httpx": (
