@@ -10,6 +10,8 @@ from dotenv.parser import Binding, parse_stream
 
 FILES = (".env.local", ".env")  # the stronger one first
 OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
+# What many programs read, in small letters too. Which of them we do hangs on the target, and on the others.
+OF_MANY = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 T = TypeVar("T")
 
@@ -48,23 +50,27 @@ class Layers:
 
     def either(self, name: str, parse: Callable[[str], T]) -> T | None:
         """Return the value of a name that may be written in small letters too, or None."""
-        found = self.take(name, parse, None) or self.take(name.lower(), parse, None)
-        self.names.discard(name.lower())
-        return found
+        return self.take(name, parse, None) or self.take(name.lower(), parse, None)
 
     def notes(self) -> Iterator[str]:
         """Yield names that look like ours and are not: a mistyped key must not pass in silence.
 
-        In the environment there are other programs' too, so that only those count that are nearly one of ours.
+        Names of other programs are left alone, so that one counts that is nearly one of ours; in the files, where most
+        are ours, also one that begins like them, and one of OpenAI's that lacks a word.
         """
         for place, given in (("environment", self._layers[0]), *self._files.items()):
             for name in given:
-                if name.startswith(OUR_PREFIXES) and name not in self.names:
-                    near = 0.6 if place in FILES else 0.9
-                    close = difflib.get_close_matches(name, self.names, n=1, cutoff=near)
-                    hint = f"; did you mean {close[0]}?" if close else ""
-                    if hint or place in FILES:
-                        yield f"{place}: {name} is not a setting{hint}"
+                if name not in self.names and name.upper() not in OF_MANY:
+                    yield from self._note(place, name)
+
+    def _note(self, place: str, name: str) -> Iterator[str]:
+        in_file = place in FILES
+        ours = in_file and name.upper().startswith(OUR_PREFIXES)
+        close = difflib.get_close_matches(name.upper(), self.names, n=1, cutoff=0.6 if ours else 0.9)
+        meant = close or [known for known in sorted(self.names) if in_file and lacks_a_word(name, known)]
+        if meant or ours:
+            hint = f"; did you mean {meant[0]}?" if meant else ""
+            yield f"{place}: {name} is not a setting{hint}"
 
     def _read(self, path: Path) -> Mapping[str, str]:
         try:
@@ -82,6 +88,12 @@ class Layers:
             elif binding.key is not None and binding.value is not None:
                 given[binding.key] = binding.value  # as written: a `$` in a key is a `$`
         return given
+
+
+def lacks_a_word(name: str, known: str) -> bool:
+    """Tell whether a name is one of OpenAI's without one of its words, as OPENAI_KEY is."""
+    words, all_of_them = set(name.upper().split("_")), set(known.split("_"))
+    return "OPENAI" in words and words < all_of_them and len(words) == len(all_of_them) - 1
 
 
 def _line(binding: Binding) -> int:

@@ -122,6 +122,7 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
     layers = Layers(environ, folder)
     settings = chosen(layers)
     settings = replace(settings, outbound_proxy=outbound_proxy(layers, settings.target))
+    settings = replace(settings, notes=tuple(layers.notes()))  # by now all names have been asked for
     usable([*layers.complaints, *contradictions(settings)])
     return settings
 
@@ -189,7 +190,6 @@ def chosen(layers: Layers) -> Settings:
         upstream_auth=take("PROXY_UPSTREAM_AUTH", values.upstream_auth, "auto"),
         entra_scope=take("PROXY_ENTRA_SCOPE", values.key, ENTRA_SCOPE),
         access_token=take("ACCESS_TOKEN", values.key, None),
-        notes=tuple(layers.notes()),
     )
 
 
