@@ -18,8 +18,10 @@ from typing import Any
 import uvicorn
 
 from proxy import __version__, native
-from proxy.app import create_app, relay_app
+from proxy.app import MOST_RELAYED, MOST_SHAPED, create_app, relay_app
+from proxy.guard import share
 from proxy.lines import News
+from proxy.openfiles import allow
 from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
@@ -27,6 +29,7 @@ from proxy.workers import STOPS, Server, Workers
 from proxy.workspace import workspace
 
 BACKLOG = 2048
+RESERVE = 200  # open files besides those of exchanges: idle connections, logs, the history
 ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine finds itself on them
 MODES = {
     "transparent": "transparent: nothing is checked, each client's own key goes on untouched",
@@ -136,7 +139,21 @@ def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> 
             signal.signal(number, server.handle_exit)
         run = partial(server.run, sockets=[sock])
     say()
+    make_room(settings)  # before workers are started, which inherit it
     run()
+
+
+def make_room(settings: Settings) -> None:
+    """Let each process have two sockets open for each exchange of its bound; say where it may not."""
+    total, workers = settings.max_parallel, settings.workers
+    most = share(total, workers) if total else share(MOST_RELAYED, workers) + share(MOST_SHAPED, workers)
+    needed = 2 * most + RESERVE
+    if (allowed := allow(needed)) < needed:
+        log.warning(
+            "a process may have %s files open, and %s exchanges at once take up to %s: raise the hard limit "
+            "(ulimit -Hn, LimitNOFILE), or set OPENAI_PROXY_MAX_PARALLEL_REQUESTS to %s",
+            *(allowed, most, needed, max(1, (allowed - RESERVE) // 2) * workers),
+        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ FLOORS = (
     ("ground: what can go wrong, what is missing, what was used", "errors native usage"),
     ("ground: heads that come again", "heads"),
     ("ground: nouns and rules", "codings exchange headers jsontext layers session values"),
-    ("ground: bounds, and answers that change on their way", "filtered guard pace"),
+    ("ground: bounds, and answers that change on their way", "filtered guard openfiles pace"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry figures tables verdicts"),
     ("ground: calls for Azure, and tokens", "azure entra"),

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -27,7 +28,17 @@ import pytest
 
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
-from proxy.server import CannotListen, OnlyNews, announce, application, configure, listen, local_url, to_stderr
+from proxy.server import (
+    CannotListen,
+    OnlyNews,
+    announce,
+    application,
+    configure,
+    listen,
+    local_url,
+    make_room,
+    to_stderr,
+)
 from proxy.settings import Settings
 from proxy.values import target
 from proxy.workers import STOPS
@@ -87,6 +98,10 @@ class Process:
                 assert self.health().status == 200
                 return self
         raise AssertionError("it does not answer")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def output(self) -> str:
@@ -860,6 +875,38 @@ def test_the_start_up_log_warns_of_names_that_are_no_settings(capsys: pytest.Cap
     with listen("127.0.0.1", 0) as sock:
         announce(settings, sock)
     assert capsys.readouterr().err.splitlines()[-1].endswith(" WARNING .env: PROXY_WORKER is not a setting, 100 %s")
+
+
+@pytest.mark.untraced
+@pytest.mark.parametrize(("workers", "needed"), [(1, 2312), (2, 1256)])
+def test_it_may_have_as_many_sockets_open_as_its_bound_takes(run: Run, workers: int, needed: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        process = run("--target", NOBODY, "--workers", str(workers))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert process.health().status == 200
+    for each in process.workers or [psutil.Process(process.pid)]:
+        assert each.rlimit(psutil.RLIMIT_NOFILE) == (needed, hard)
+    assert process.news == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, "2000 files open, and 1056 exchanges at once take up to 2312: .* to 900$"),
+        ({"PROXY_WORKERS": "3", "OPENAI_PROXY_MAX_PARALLEL_REQUESTS": "3000"}, "2000 .* 1000 .* 2200: .* to 2700$"),
+        ({"OPENAI_PROXY_MAX_PARALLEL_REQUESTS": "900"}, None),
+    ],
+)
+def test_a_machine_that_allows_too_few_open_files_is_told_of(
+    settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch, told: list[str], environ: dict[str, str], said: str | None
+) -> None:
+    monkeypatch.setattr("proxy.server.allow", lambda needed: min(needed, 2000))
+    make_room(settings_of(**environ))
+    assert bool(told) == (said is not None)
+    assert all(re.search(said or "", line) for line in told)
 
 
 @pytest.mark.parametrize(
