@@ -134,6 +134,8 @@ def without_cookie(pairs: Pairs, cookie: bytes) -> Pairs:
 def append_forwarded_for(pairs: Pairs, client: bytes) -> Pairs:
     """Return the fields with `client` added behind the addresses that `X-Forwarded-For` already lists."""
     listed = [value for name, value in pairs if name == b"x-forwarded-for"]
+    # RFC 4291 2.5.5.2: so a socket for both kinds of addresses names one of IPv4, and hardly anyone reads that.
+    client = client.removeprefix(b"::ffff:")
     return [*_less(pairs, {b"x-forwarded-for"}), (b"x-forwarded-for", b", ".join([*listed, client]))]
 
 

@@ -50,8 +50,9 @@ class CannotListen(Exception):
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; raise `CannotListen` if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()  # else IPv4 would find nobody on "all interfaces"
     try:
-        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as problem:
         reason = (problem.strerror or str(problem)).partition(" (while")[0].lower()
         raise CannotListen(

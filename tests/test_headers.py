@@ -102,6 +102,13 @@ def test_a_clients_address_joins_those_already_listed() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("client", "written"), [(b"::ffff:4.4.4.4", b"4.4.4.4"), (b"2001:db8::1", b"2001:db8::1"), (b"::1", b"::1")]
+)
+def test_an_ipv4_address_is_written_as_one_whatever_socket_it_came_to(client: bytes, written: bytes) -> None:
+    assert append_forwarded_for([], client) == [(b"x-forwarded-for", written)]
+
+
 def test_the_first_of_several_fields_is_found_or_none() -> None:
     assert first([(b"a", b"1"), (b"a", b"2")], b"a") == b"1"
     assert first([], b"a") is None

@@ -794,6 +794,14 @@ def test_what_listens_can_be_reached_under_its_url(host: str, url: str) -> None:
         socket.create_connection((url[7:-1].strip("[]"), port), PATIENCE).close()
 
 
+@NEEDS_IPV6
+def test_all_interfaces_are_those_of_ipv4_too() -> None:
+    with listen("::", 0) as sock:
+        port = sock.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), PATIENCE).close()
+
+
 def test_a_port_that_was_just_given_back_can_be_taken_again() -> None:
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
