@@ -19,6 +19,7 @@ import uvicorn
 
 from proxy import __version__, native
 from proxy.app import MOST_RELAYED, MOST_SHAPED, create_app, relay_app
+from proxy.dial import prepare
 from proxy.guard import share
 from proxy.lines import News
 from proxy.openfiles import allow
@@ -59,8 +60,9 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}: {reason}. Choose another with --host and --port "
             "(OXY_HOST, OXY_PORT), or stop what uses it"
         ) from problem
-    # Accepted connections inherit it. asyncio sets it only on sockets that name TCP as their protocol.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Accepted connections inherit it. A client that vanished, a machine without power, is noticed by nothing else while
+    # its call waits; and asyncio spares small pieces a wait only on sockets that name TCP as their protocol.
+    prepare(sock)
     return sock
 
 

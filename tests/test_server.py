@@ -21,13 +21,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
-from typing import Self
+from typing import Self, cast
 
 import psutil
 import pytest
 
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
+from proxy.dial import KEEP_ALIVE
+from proxy.protocol import HttpProtocol
 from proxy.server import (
     CannotListen,
     OnlyNews,
@@ -818,6 +820,17 @@ def test_accepted_connections_send_small_pieces_at_once() -> None:
         sock.accept()[0] as accepted,
     ):
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_a_client_that_says_nothing_is_asked_now_and_then_whether_it_is_still_there(transparent: Running) -> None:
+    client = await transparent.connect()
+    await client.say(request(target=b"/health"))
+    await client.hear()
+    (connection,) = transparent.state.connections
+    accepted = cast(HttpProtocol, connection)._transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    for name, value in KEEP_ALIVE:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
 
 
 def test_why_it_cannot_listen_is_chained(listener: socket.socket) -> None:
