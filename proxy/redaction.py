@@ -8,6 +8,7 @@ proxy was given. Every repetition in the patterns is possessive or bounded, so t
 import json
 import logging
 import re
+import time
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -89,8 +90,14 @@ class Redaction:
 
 
 class RedactedFormatter(logging.Formatter):
-    """Formats a record as usual, its traceback included, and masks what is secret in all of it."""
+    """Formats a record as usual, its traceback included, and masks what is secret in all of it.
 
+    Its time is spelled as that of an entry on stdout is, in UTC (RFC 3339), so that the two can be laid side by side.
+    """
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
     redact = Redaction()  # replaced once the secrets are known
 
     def format(self, record: logging.LogRecord) -> str:

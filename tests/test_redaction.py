@@ -148,3 +148,14 @@ def test_a_formatter_masks_the_traceback_too() -> None:
     assert written.startswith("ERROR said ***\n")
     assert "ValueError: the key *** was refused" in written
     assert SECRET not in written
+
+
+def test_a_time_is_in_utc_as_on_stdout_wherever_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        record = logging.makeLogRecord({"created": 1_795_228_381.0456, "msecs": 45.0, "msg": "said"})
+        assert RedactedFormatter("%(asctime)s %(message)s").format(record) == "2026-11-21T02:33:01.045Z said"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

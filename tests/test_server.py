@@ -116,7 +116,7 @@ class Process:
     @property
     def news(self) -> list[str]:
         """What it wrote to stderr beside the three lines of a start."""
-        return [line for line in self.errors.splitlines() if not re.match(r"[-0-9]+ [:,0-9]+ INFO ", line)]
+        return [line for line in self.errors.splitlines() if not re.match(r"[-0-9]+T[:.0-9]+Z INFO ", line)]
 
     @property
     def workers(self) -> list[psutil.Process]:
