@@ -15,7 +15,7 @@ from proxy.settings import Settings
 
 
 class Books:
-    """The ledger, and what it writes into: metrics, the log on stdout, and the history where there is to be one."""
+    """The ledger, and what it writes into: metrics, the log on stdout, and the history, where there are to be any."""
 
     def __init__(self, settings: Settings, readings: Sequence[Reading]) -> None:
         self._books: list[Book] = []
@@ -27,7 +27,8 @@ class Books:
     def open(self) -> None:
         """Begin to write. What opens a file or starts a thread does so here, in the process that serves."""
         settings = self._settings
-        self._books.append(log_lines(sys.stdout, settings.log_format, os.environ))
+        if (lines := log_lines(sys.stdout, settings.log_format, os.environ)) is not None:
+            self._books.append(lines)
         if settings.history is not None:
             self._books.append(History(settings.history, settings.history_days))
         self.ledger.start()

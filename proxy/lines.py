@@ -179,15 +179,15 @@ class News(logging.Handler):
         return self.format(logging.makeLogRecord({"levelname": "WARNING", "msg": words}))
 
 
-def log_lines(stream: TextIO | None, log_format: LogFormat, environ: Mapping[str, str]) -> Lines:
+def log_lines(stream: TextIO | None, log_format: LogFormat, environ: Mapping[str, str]) -> Lines | None:
     """Return the book for a stream; text is coloured on a terminal, unless NO_COLOR is set (no-color.org).
 
-    Where standard output is closed, or is none of the system's, every line is dropped.
+    None where standard output is closed, or is none of the system's: nobody reads it, and nobody misses a line.
     """
     if stream is None:
-        return Lines(-1, log_format)
+        return None
     try:
         fd = stream.fileno()
     except OSError:
-        return Lines(-1, log_format)
+        return None
     return Lines(fd, log_format, colour=stream.isatty() and not environ.get("NO_COLOR"))

@@ -36,10 +36,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 class Checked:
-    """What a check printed as JSON, and its status."""
+    """What a check printed as JSON, what else it wrote, and its status."""
 
-    def __init__(self, status: int, text: str) -> None:
-        self.status, self.text = status, text
+    def __init__(self, status: int, text: str, errors: str) -> None:
+        self.status, self.text, self.errors = status, text, errors
         self.told = json.loads(text)
         assert self.told["ok"] is (status == 0)
 
@@ -56,7 +56,7 @@ class Checked:
 async def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Checked:
     """Run the command beside this loop, which may play the upstream meanwhile."""
     status = await asyncio.to_thread(main, ["check", "--json", *arguments])
-    return Checked(status, capsys.readouterr().out)
+    return Checked(status, *capsys.readouterr())
 
 
 async def test_all_is_well_with_a_key_that_is_accepted(
@@ -279,6 +279,7 @@ async def test_the_demo_is_heard_word_by_word(capsys: pytest.CaptureFixture[str]
     assert [check for check, _ in found.marks] == ["settings", "port", "tcp", "key", "head", "stream", "idle"]
     assert found["key"]["place"] == f"http://127.0.0.1:{here}"
     assert found["key"]["said"] == "PROXY_X_API_KEY is accepted"
+    assert found.errors == "", "the demo's own log is nobody's"
     socket.create_server(("127.0.0.1", here)).close()  # nothing is left behind
 
 
