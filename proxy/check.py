@@ -23,6 +23,7 @@ from proxy.verdicts import Trouble
 BOUND = 20.0  # seconds for everything
 SILENCE = 5  # seconds of it, where no other number is asked for
 DEMO_MODEL = "gpt-4o-mini"
+TAKEN = "The demo has to take its place: stop it for a moment, or, without --through, name another port with --port."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,10 +162,12 @@ async def take(steps: Iterator[Step], place: str, report: Report, give_up: float
 def places(settings: Settings, options: argparse.Namespace, served: str | None) -> Iterator[tuple[Place, bool]]:
     """Yield where to look, and whether a stream is to be asked for there: at the last place, for it may be billed."""
     front: Target | None = options.through
-    if options.demo and front is None and served is not None:
-        front = values.target(served)
     if not options.demo:
         yield at_target(settings), options.stream and front is None
+    elif served is None:
+        return  # what answers there is not the demo, and knows nothing of its keys
+    else:
+        front = front or values.target(served)
     if front is not None:
         yield at_front(settings, front), options.stream or options.demo
 
@@ -209,11 +212,14 @@ def port(settings: Settings, report: Report, options: argparse.Namespace) -> Ite
     try:
         sock = listen(settings.host, settings.port)
     except CannotListen as problem:
-        if version := running(settings):
-            said = f"an Oxy {version} serves on {where}"
-            report.tell(Finding(check="port", ok=True, said=said))
-        else:
+        version = running(settings)
+        if version is None:
             report.tell(Finding(check="port", ok=False, said=f"{where} is not to be had", advice=f"{problem}."))
+        elif options.demo:
+            said = f"an Oxy {version} serves on {where}, so that nothing was tried"
+            report.tell(Finding(check="port", ok=False, said=said, advice=TAKEN))
+        else:
+            report.tell(Finding(check="port", ok=True, said=f"an Oxy {version} serves on {where}"))
         yield None
         return
     with sock:

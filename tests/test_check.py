@@ -155,12 +155,27 @@ async def test_a_port_that_an_oxy_serves_on_already_is_well(
 ) -> None:
     for name in ("PROXY_TLS_CERT", "PROXY_TLS_KEY", "PROXY_UPSTREAM_CA") if tls else ():
         monkeypatch.setenv(name, str(Path(__file__).with_name("listener.pem")))
-    keys = {"OPENAI_API_KEY": demo.UPSTREAM_KEY, "PROXY_X_API_KEY": demo.CLIENT_KEY}
-    settings = load({**os.environ, "OXY_TARGET": demo.start_demo(pace=0.01), **keys}, tmp_path)
-    with listen("127.0.0.1", here) as sock, serving(settings, sock):
-        found = await checked(capsys, "--demo", "--through", local_url(sock, tls=tls), "--idle", "1")
+    environ = {"OPENAI_API_KEY": demo.UPSTREAM_KEY, "PROXY_X_API_KEY": demo.CLIENT_KEY}
+    environ["OXY_TARGET"] = demo.start_demo(pace=0.01)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with listen("127.0.0.1", here) as sock, serving(load(os.environ, tmp_path), sock):
+        found = await checked(capsys, "--through", local_url(sock, tls=tls))
     assert found["port"]["said"].startswith("an Oxy 0.")
     assert found.status == 0, found.text
+
+
+@pytest.mark.parametrize("through", [False, True], ids=["the port itself", "what stands before it"])
+async def test_the_demo_does_not_speak_for_an_oxy_that_has_the_port(
+    capsys: pytest.CaptureFixture[str], here: int, upstream: Upstream, tmp_path: Path, through: bool
+) -> None:
+    settings = load({"OXY_TARGET": upstream.url, **SWAP}, tmp_path)
+    with listen("127.0.0.1", here) as sock, serving(settings, sock):
+        found = await checked(capsys, "--demo", *(("--through", local_url(sock)) if through else ()))
+    assert found.status == 1
+    assert found.marks == [("settings", True), ("port", False)]
+    assert found["port"]["said"].endswith(f"serves on port {here} on 127.0.0.1, so that nothing was tried")
+    assert "--port" in found["port"]["advice"]
 
 
 # ---- time
