@@ -118,8 +118,10 @@ async def look(options: argparse.Namespace, read: Read, report: Report) -> None:
     try:
         settings = read(options)
     except BadSettings as problem:
-        complaints = " ".join(str(problem).split("\n", 1)[1].split())
-        report.tell(Finding(check="settings", ok=False, said=complaints, advice="The README's table has each setting."))
+        *complaints, last = map(str.strip, str(problem).splitlines()[1:])
+        for complaint in complaints:
+            report.tell(Finding(check="settings", ok=False, said=complaint))
+        report.tell(Finding(check="settings", ok=False, said=last, advice="The README's table has each setting."))
         return
     report.redact = Redaction(settings.secrets)
     report.tell(Finding(check="settings", ok=True, said=f"mode {settings.mode}, target {settings.target}"))

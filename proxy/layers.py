@@ -17,11 +17,12 @@ T = TypeVar("T")
 
 
 class Layers:
-    """The layers of settings, and what was wrong with them. `names` are all that were asked for."""
+    """The layers of settings, and what was wrong with them. `names` were asked for; of those, `refused` were no use."""
 
     def __init__(self, environ: Mapping[str, str], folder: Path | None) -> None:
         self.complaints: list[str] = []
         self.names: set[str] = set()
+        self.refused: set[str] = set()
         self._files = {name: self._read(folder / name) for name in FILES if folder is not None}
         self._layers = (environ, *self._files.values())
 
@@ -37,6 +38,7 @@ class Layers:
             return parse(given)
         except ValueError as problem:
             self.complaints.append(f"{name}: {problem}")
+            self.refused.add(name)
             return default
 
     def one_of(self, *names: str, parse: Callable[[str], T]) -> T | None:

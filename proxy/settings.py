@@ -5,7 +5,7 @@ as unset (compose files pass those). All complaints come at once, in the operato
 """
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,7 @@ def load(environ: Mapping[str, str], folder: Path | None) -> Settings:
     settings = chosen(layers)
     settings = replace(settings, outbound_proxy=outbound_proxy(layers, settings.target))
     settings = replace(settings, notes=tuple(layers.notes()))  # by now all names have been asked for
-    usable([*layers.complaints, *contradictions(settings)])
+    usable([*layers.complaints, *contradictions(settings, layers.refused)])
     return settings
 
 
@@ -152,7 +152,7 @@ def chosen(layers: Layers) -> Settings:
         host=take("OXY_HOST", values.address, "0.0.0.0"),
         port=take("OXY_PORT", values.port, 18443),
         workers=take("PROXY_WORKERS", partial(values.at_least_one, most=values.MOST_WORKERS), 1),
-        hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", values.listed, NOTHING),
+        hop_header_prefixes=take("OXY_HOP_HEADER_PREFIX", values.prefixes, NOTHING),
         openai_api_key=layers.one_of("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", parse=values.key),
         openai_project=take("OPENAI_PROJECT_KEY", values.key, None),
         openai_organization=take("OPENAI_ORGANIZATION", values.key, None),
@@ -161,7 +161,7 @@ def chosen(layers: Layers) -> Settings:
         open=take("PROXY_OPEN", values.switch, False),
         endpoints=take("PROXY_ENDPOINTS", values.patterns, NOTHING),
         forwarded=take("PROXY_FORWARDED", values.forwarded, "drop"),
-        cors_origins=take("PROXY_CORS_ORIGINS", values.listed, ("*",)),
+        cors_origins=take("PROXY_CORS_ORIGINS", values.origins, ("*",)),
         connect_timeout=take("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", values.milliseconds, 30.0),
         upstream_timeout=default_timeout,
         upstream_max_timeout=max(default_timeout, longest),  # one below the default is raised to it
@@ -203,8 +203,8 @@ def outbound_proxy(layers: Layers, target: Target) -> str | None:
     return found
 
 
-def contradictions(settings: Settings) -> Iterator[str]:
-    """Yield what is wrong with settings that are each fine alone."""
+def contradictions(settings: Settings, refused: Set[str]) -> Iterator[str]:
+    """Yield what is wrong with settings that are each fine alone; those `refused` are not, but they are there."""
     if settings.mode == "open" and not settings.open:
         name = "OPENAI_API_KEY" if settings.openai_api_key else "PROXY_UPSTREAM_AUTH"
         yield (
@@ -231,7 +231,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "PROXY_AZURE makes the paths, and the target ends in /v1 already: end it at the host, or leave that off"
     if settings.upstream_auth == "entra" and settings.openai_api_key:
         yield "PROXY_UPSTREAM_AUTH=entra takes the place of a key: remove OPENAI_API_KEY or AZURE_OPENAI_API_KEY"
-    if (settings.tls_cert is None) != (settings.tls_key is None):
+    pair = {"PROXY_TLS_CERT": settings.tls_cert, "PROXY_TLS_KEY": settings.tls_key}
+    if sum(value is not None or name in refused for name, value in pair.items()) == 1:
         yield "PROXY_TLS_CERT and PROXY_TLS_KEY go together: set both to listen with TLS, or none"
     if settings.tls_cert and settings.tls_key and not values.belong_together(settings.tls_cert, settings.tls_key):
         yield "PROXY_TLS_KEY is no key without a password that belongs to the certificate in PROXY_TLS_CERT"

@@ -173,7 +173,31 @@ def patterns(text: str) -> tuple[str, ...]:
     found = listed(text)
     if not all(item.startswith("/") for item in found):
         raise ValueError("a pattern begins with a slash, as in /v1/images/*")
+    if not all(re.fullmatch(r"[!-~]+", item) for item in found):
+        raise ValueError("a path holds no space and no character beyond ASCII: write those percent-encoded")
     return found
+
+
+def prefixes(text: str) -> tuple[str, ...]:
+    """Read how names of headers begin, separated by commas: by RFC 9110 5.6.2 they are tokens."""
+    found = listed(text)
+    if not all(re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", item, re.ASCII) for item in found):
+        raise ValueError("no header's name begins so: write X-Internal-, several separated by commas")
+    return found
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Read the origins of web pages separated by commas, and return them as browsers send them (RFC 6454 6.1)."""
+    return tuple(item if item in ("*", "null") else _origin(item) for item in listed(text))
+
+
+def _origin(text: str) -> str:
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?/?", text.lower())
+    if found is None:
+        raise ValueError("an origin is scheme and host, and a port if it has one, as in https://app.example.com")
+    scheme, host, given_port = found.groups()
+    own = given_port is None or int(given_port) == DEFAULT_PORTS.get(scheme)
+    return f"{scheme}://{host}" if own else f"{scheme}://{host}:{given_port}"
 
 
 def forwarded(text: str) -> Forwarded:
@@ -212,6 +236,8 @@ def pairs(text: str) -> tuple[tuple[str, str], ...]:
     found = tuple(tuple(part.strip() for part in item.partition("=")[::2]) for item in listed(text))
     if not all(name and value for name, value in found):
         raise ValueError("write model=deployment, several separated by commas")
+    if len({name for name, _ in found}) < len(found):
+        raise ValueError("a model is there twice")
     return found  # type: ignore[return-value]  # two of them
 
 

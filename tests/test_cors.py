@@ -44,7 +44,7 @@ async def test_an_options_request_that_is_no_preflight_is_relayed(
     [
         ("", b"https://app.example", [(b"access-control-allow-origin", b"*")]),
         (
-            "https://app.example/,http://other.example",
+            "https://App.example/,http://other.example",
             b"https://app.example",
             [(b"access-control-allow-origin", b"https://app.example"), (b"vary", b"Origin")],
         ),

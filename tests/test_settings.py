@@ -99,6 +99,9 @@ NO_KEY = "it holds a space or a character that cannot stand in a header"
 NO_HOST = "its host name is not one"
 NO_ADDRESS = "not an address to listen on (a port belongs into OXY_PORT)"
 NO_PAIR = "write model=deployment, several separated by commas"
+NO_ORIGIN = "an origin is scheme and host, and a port if it has one, as in https://app.example.com"
+NO_PREFIX = "no header's name begins so: write X-Internal-, several separated by commas"
+NO_PATH = "a path holds no space and no character beyond ASCII: write those percent-encoded"
 NO_PRINT = "it holds a character that cannot be printed"
 
 NO_FILE = "the file cannot be read: no such file or directory"
@@ -134,6 +137,14 @@ REFUSED = [
     *(("PROXY_UPSTREAM_AUTH", text, "write auto, bearer, api-key or entra") for text in ("key", "api_key")),
     *(("PROXY_AZURE_DEPLOYMENTS", text, NO_PAIR) for text in ("gpt-4o", "a=b,c", "=b", "a=", "a= ,c=d")),
     ("PROXY_AZURE_DEPLOYMENTS", ",", "it lists nothing"),
+    *(("PROXY_AZURE_DEPLOYMENTS", text, "a model is there twice") for text in ("a=b,a=c", "a=b,c=d,a=b")),
+    *(("PROXY_CORS_ORIGINS", text, NO_ORIGIN) for text in ("foo", "app.example", "https://", "https://a.example/x")),
+    *(
+        ("PROXY_CORS_ORIGINS", text, NO_ORIGIN)
+        for text in ("https://a b", "https://a?b", "https://u@a", "*,https://*.a")
+    ),
+    *(("OXY_HOP_HEADER_PREFIX", text, NO_PREFIX) for text in ("a b", "X-Int-,CF:", "X-ü")),
+    *(("PROXY_ENDPOINTS", text, NO_PATH) for text in ("/v1/a b", "/v1/models,/v1/ü")),
     *((name, "a b", NO_KEY) for name in ("AZURE_OPENAI_API_KEY", "OPENAI_API_VERSION", "PROXY_ENTRA_SCOPE")),
     (
         "AZURE_OPENAI_ENDPOINT",
@@ -229,6 +240,24 @@ def test_an_address_to_listen_on_may_be_of_any_kind(settings_of: SettingsOf, tex
 
 def test_items_of_a_list_are_trimmed_and_empty_ones_dropped(settings_of: SettingsOf) -> None:
     assert settings_of(PROXY_X_API_KEY=" a ,, b,").client_keys == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("https://A.Example/", "https://a.example"),
+        ("HTTPS://a.example:443", "https://a.example"),
+        ("http://a.example:80", "http://a.example"),
+        ("http://a.example:443", "http://a.example:443"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ("null", "null"),
+        ("*", "*"),
+    ],
+)
+def test_an_origin_is_compared_as_browsers_write_it(settings_of: SettingsOf, text: str, read: str) -> None:
+    assert settings_of(PROXY_CORS_ORIGINS=text).cors_origins == (read,)
 
 
 def test_both_names_of_client_keys_count_together(settings_of: SettingsOf) -> None:
@@ -533,6 +562,12 @@ def test_keys_do_not_show_in_repr(settings_of: SettingsOf) -> None:
 # ---- TLS
 
 LISTENING = {"PROXY_TLS_CERT": LISTENER, "PROXY_TLS_KEY": LISTENER}
+
+
+@pytest.mark.parametrize("name", LISTENING)
+def test_of_a_pair_only_what_is_missing_is_said_to_be_missing(tmp_path: Path, name: str) -> None:
+    assert complaints(tmp_path, **{**LISTENING, name: "/nowhere"}) == [f"{name}: {NO_FILE}"]
+    assert len(complaints(tmp_path, **{name: "/nowhere"})) == 2
 
 
 def test_a_certificate_and_its_key_go_together(tmp_path: Path) -> None:
