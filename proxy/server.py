@@ -27,7 +27,7 @@ from proxy.redaction import RedactedFormatter, Redaction
 from proxy.settings import Settings
 from proxy.upgrade import PING_INTERVAL, WebSocketProtocol
 from proxy.workers import STOPS, Server, Workers
-from proxy.workspace import workspace
+from proxy.workspace import stay, workspace
 
 BACKLOG = 2048
 RESERVE = 200  # open files besides those of exchanges: idle connections, logs, the history
@@ -81,6 +81,7 @@ def application(settings: Settings) -> Any:
     """Return what a process serves. Called in its loop."""
     if settings.workers > 1 and (supervisor := multiprocessing.parent_process()) is not None:
         end_with(supervisor.sentinel)
+        stay()
     return relay_app(settings) if native.has_llhttp() else create_app(settings)
 
 

@@ -1,6 +1,12 @@
-"""A private folder for as long as the proxy runs: where workers meet, and a history that nobody wants kept."""
+"""A private folder for as long as the proxy runs: where workers meet, and a history that nobody wants kept.
+
+Every process that uses it has it locked. One that is killed removes nothing, and so the next start removes whatever
+nobody has locked any more.
+"""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +16,9 @@ from tempfile import TemporaryDirectory
 from proxy.figures import DIRECTORY
 from proxy.settings import Settings
 
+PREFIX = "oxy-"
+MARK = "made-by-oxy"  # a file in it; put there once it is locked, so that none is taken for abandoned before that
+
 
 @contextmanager
 def workspace(settings: Settings) -> Iterator[Settings]:
@@ -17,8 +26,11 @@ def workspace(settings: Settings) -> Iterator[Settings]:
 
     The folder is its owner's alone, and gone afterwards.
     """
-    with TemporaryDirectory(prefix="oxy-", ignore_cleanup_errors=True) as name:
+    remove_abandoned()
+    with TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        held = lock(folder, alone=False)
+        (folder / MARK).touch()
         os.environ.pop(DIRECTORY, None)  # figures of another run are not to be added to ours
         if settings.workers > 1:
             (folder / "metrics").mkdir()
@@ -27,3 +39,40 @@ def workspace(settings: Settings) -> Iterator[Settings]:
             yield replace(settings, history=settings.history or folder / "history.sqlite")
         finally:
             os.environ.pop(DIRECTORY, None)
+            if held is not None:
+                os.close(held)
+
+
+def stay() -> int | None:
+    """Keep the folder until this process, a worker, ends, which may be after its supervisor; return what holds it."""
+    shared = os.environ.get(DIRECTORY)
+    return lock(Path(shared).parent, alone=False) if shared is not None else None
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of ours that no process uses: those that had them were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        # Not is_file, which raises where the folder is somebody else's and cannot be looked into.
+        if os.path.isfile(folder / MARK) and (held := lock(folder, alone=True)) is not None:
+            if os.fstat(held).st_uid == os.geteuid():
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def lock(folder: Path, *, alone: bool) -> int | None:
+    """Lock a folder, alone or together with others, and return the descriptor that holds the lock.
+
+    None where it is no folder, where others have it locked, and on Windows, which has no such locks.
+    """
+    try:
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return None
+    return held

@@ -44,6 +44,7 @@ from proxy.server import (
 from proxy.settings import Settings
 from proxy.values import target
 from proxy.workers import STOPS
+from proxy.workspace import remove_abandoned
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
 from tests.desk import BEARER, TOKEN
 from tests.peers import Peer, Upstream, answer, chunked, connect, free_port, request
@@ -503,6 +504,26 @@ def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(run: 
                 worker.kill()
     assert len(process.news) == 2
     assert all(line.endswith(" WARNING the supervisor is gone: this worker stops") for line in process.news)
+
+
+@pytest.mark.untraced
+def test_the_folder_of_a_killed_supervisor_stays_for_as_long_as_its_workers_finish(
+    run: Run, listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process = run("--workers", "2", "--target", local_url(listener), TMPDIR=str(tmp_path))
+    assert any(len(process.workers) == 2 for _ in polls())
+    workers = process.workers
+    (folder,) = tmp_path.glob("oxy-*")
+    with draining(process, listener, signal.SIGKILL) as (client, there):
+        remove_abandoned()
+        assert folder.exists()
+        there.sendall(chunked(b"two", b""))
+        assert rest(client) == chunked(b"two", b"")
+    _, left = psutil.wait_procs(workers, PATIENCE)
+    assert not left
+    remove_abandoned()
+    assert not folder.exists()
 
 
 async def test_a_worker_is_told_to_stop_once_when_its_supervisor_is_gone(

@@ -1,14 +1,17 @@
-"""The workspace: private while the proxy runs, gone afterwards."""
+"""The workspace: private while the proxy runs, gone afterwards, be it that the next start removes it."""
 
 import os
 import stat
+import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from proxy.figures import DIRECTORY
-from proxy.workspace import workspace
+from proxy.workspace import MARK, remove_abandoned, stay, workspace
 from tests.conftest import SettingsOf
 
 
@@ -36,3 +39,77 @@ def test_a_history_that_is_to_be_kept_is_elsewhere(settings_of: SettingsOf, tmp_
     with workspace(settings_of(PROXY_HISTORY=str(file))) as inside:
         assert inside.history == file
     assert file.exists()
+
+
+Left = Callable[[str], Path]
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Left:
+    """Make the folder of a run that was killed, in a temporary folder of this test's own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def left(name: str) -> Path:
+        folder = tmp_path / name
+        (folder / "metrics").mkdir(parents=True)
+        (folder / MARK).touch()
+        return folder
+
+    return left
+
+
+def test_what_a_killed_run_has_left_is_removed_at_the_next_start(settings_of: SettingsOf, left: Left) -> None:
+    killed = left("oxy-1")
+    with workspace(settings_of()) as inside:
+        assert not killed.exists()
+        assert inside.history is not None
+        assert inside.history.parent.exists()
+
+
+def test_what_another_run_uses_stays(settings_of: SettingsOf, left: Left) -> None:
+    left("oxy-1")
+    with workspace(settings_of()) as one, workspace(settings_of()) as other:
+        assert one.history is not None
+        assert other.history is not None
+        assert one.history.parent.exists()
+        remove_abandoned()
+        assert other.history.parent.exists()
+
+
+def test_what_a_worker_uses_stays_when_its_supervisor_is_gone(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = left("oxy-1")
+    monkeypatch.setenv(DIRECTORY, str(folder / "metrics"))
+    held = stay()
+    assert held is not None
+    remove_abandoned()
+    assert folder.exists()
+    os.close(held)  # as the end of the process does
+    remove_abandoned()
+    assert not folder.exists()
+
+
+def test_nothing_is_removed_that_is_not_ours(left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, unmarked = left("elsewhere"), left("oxy-that-is-just-being-made")
+    (unmarked / MARK).unlink()
+    (tmp_path / "oxy-link").symlink_to(elsewhere)
+    (tmp_path / "oxy-file").touch()
+    there = sorted(tmp_path.rglob("*"))
+    remove_abandoned()
+    assert sorted(tmp_path.rglob("*")) == there
+    another_s = left("oxy-1")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    remove_abandoned()
+    assert another_s.exists()
+
+
+def test_where_there_are_no_locks_the_folder_is_private_all_the_same_and_others_are_left_alone(
+    settings_of: SettingsOf, left: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = left("oxy-1")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with workspace(settings_of()) as inside:
+        assert inside.history is not None
+        folder = inside.history.parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
+    assert killed.exists()
