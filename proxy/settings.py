@@ -4,6 +4,7 @@ Precedence, strongest first: the command line, the environment, `.env.local`, `.
 as unset (compose files pass those). All complaints come at once, in the operator's words and without a secret.
 """
 
+import ipaddress
 import socket
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
@@ -198,9 +199,18 @@ def outbound_proxy(layers: Layers, target: Target) -> str | None:
     names = (f"{target.scheme.upper()}_PROXY", "ALL_PROXY")
     found = next((proxy for name in names if (proxy := layers.either(name, values.outbound_proxy))), None)
     exempt = layers.either("NO_PROXY", str) or ""
-    if found is None or bypassed(f"{target.host}:{target.port}", {"no": exempt}):
-        return None
-    return found
+    return None if found is None or exempted(target, exempt) else found
+
+
+def exempted(target: Target, exempt: str) -> bool:
+    """Tell whether NO_PROXY has a target in it: by its name, by a domain around it, or an address by its network."""
+    if bypassed(f"{target.host}:{target.port}", {"no": exempt}):
+        return True
+    try:
+        address = ipaddress.ip_address(target.host.strip("[]"))
+    except ValueError:
+        return False
+    return any(address in network for network in values.networks(exempt))
 
 
 def contradictions(settings: Settings, refused: Set[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import ipaddress
 import math
 import re
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -316,6 +317,15 @@ def outbound_proxy(text: str) -> str:
     if scheme.startswith("socks") and find_spec("socksio") is None:
         raise ValueError("a SOCKS proxy takes one more package: pip install socksio")
     return text
+
+
+def networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Read what in a list, separated by commas, is a network such as 10.0.0.0/8, or an address; others may be names."""
+    found = []
+    for item in text.split(","):
+        with suppress(ValueError):
+            found.append(ipaddress.ip_network(item.strip(), strict=False))
+    return found
 
 
 def http2(text: str) -> bool:

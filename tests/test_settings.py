@@ -666,6 +666,11 @@ def test_what_the_example_shows_commented_out_can_be_taken_as_it_stands(tmp_path
         ("https://api.example", {"HTTPS_PROXY": "http://a:1", "no_proxy": "*"}, None),
         ("https://api.example:8443", {"HTTPS_PROXY": "http://a:1", "NO_PROXY": "api.example:8443"}, None),
         ("https://api.example", {"HTTPS_PROXY": "http://a:1", "NO_PROXY": "api.example.org"}, "http://a:1"),
+        ("http://10.1.2.3", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "localhost, 10.0.0.0/8"}, None),
+        ("http://10.1.2.3", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "10.2.0.0/16,::/0"}, "http://c:3"),
+        ("http://[fd00::1]:80", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "10.0.0.0/8,fd00::/8"}, None),
+        ("http://[::1]", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "::1"}, None),
+        ("http://api.example", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "0.0.0.0/0"}, "http://c:3"),
         ("https://api.example", {}, None),
     ],
 )
