@@ -1055,8 +1055,9 @@ async def reset_behind_a_refusal() -> tuple[int, bytes]:
             there, _ = await loop.sock_accept(listener)
             while b"a beginning" not in await loop.sock_recv(there, 65536):
                 pass
+            there.send(b"HTTP/1.1 100 Continue\r\n\r\n")  # a word, and none that ends the upload
             body.say(b"." * 1000)
-            await turns()
+            await turns(6)
             # In one turn of the loop: when the next piece is about to be written, the upstream is gone already.
             there.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nlarge")
             there.close()  # with something unread, which is a reset

@@ -144,6 +144,13 @@ def test_a_worker_that_ended_by_order_did_not_die(
     assert told == []
 
 
+def test_orders_are_counted(handlers: Handlers, troupe: Callable[[], Workers]) -> None:
+    some = troupe()
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    handlers[signal.SIGINT](signal.SIGINT, None)
+    assert repr(some.should_exit) == "<Orders 2>"
+
+
 def test_a_resized_terminal_is_no_order(troupe: Callable[[], Workers], handlers: Handlers) -> None:
     some = troupe()
     handlers[signal.SIGWINCH](signal.SIGWINCH, None)
