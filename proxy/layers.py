@@ -13,6 +13,8 @@ OUR_PREFIXES = ("OXY_", "PROXY_", "OPENAI_PROXY_")
 # What many programs read, in small letters too. Which of them we do hangs on the target, and on the others.
 OF_MANY = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
+QUOTATION = "\"'"
+
 T = TypeVar("T")
 
 
@@ -35,6 +37,8 @@ class Layers:
         try:
             if not given.isprintable():  # nor could it stand in a header or in a host name
                 raise ValueError("it holds a character that cannot be printed")
+            if len(given) > 1 and given[0] == given[-1] and given[0] in QUOTATION:
+                raise ValueError("it stands in quotation marks, which `docker --env-file` leaves in: take them out")
             return parse(given)
         except ValueError as problem:
             self.complaints.append(f"{name}: {problem}")

@@ -226,6 +226,8 @@ def contradictions(settings: Settings, refused: Set[str]) -> Iterator[str]:
         yield "PROXY_OPEN=1 asks nobody for a key, PROXY_X_API_KEY or SECURITY_KEY sets one: remove one of the two"
     if settings.openai_api_key in settings.client_keys:
         yield "a client key is the same as OPENAI_API_KEY: whoever may call would hold the key that costs money"
+    if settings.access_token and settings.access_token in (*settings.client_keys, settings.openai_api_key):
+        yield "ACCESS_TOKEN is a key as well: whoever may call would see the operator's pages; take another one"
     if settings.transport == "fast" and (settings.http2 or settings.outbound_proxy):
         yield (
             "OXY_TRANSPORT=fast speaks HTTP/1.1 and goes straight to the target: leave it unset "
