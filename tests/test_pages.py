@@ -56,7 +56,7 @@ async def test_the_page_shows_the_base_url_under_which_it_was_asked_for(client: 
     assert shown.count("http://proxy.example:8443/v1") == 4
     for line in (
         'client = OpenAI(base_url="http://proxy.example:8443/v1", api_key="your OpenAI key")',
-        'new OpenAI({ baseURL: "http://proxy.example:8443/v1", apiKey: "your OpenAI key" })',
+        'new OpenAI({\n  baseURL: "http://proxy.example:8443/v1",\n  apiKey: "your OpenAI key",\n})',
         'curl http://proxy.example:8443/v1/models -H "Authorization: Bearer your OpenAI key"',
     ):
         assert line in shown
