@@ -23,7 +23,8 @@ class Access:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._keys = tuple((f"key-{number}", key.encode()) for number, key in enumerate(settings.client_keys, 1))
+        names = settings.key_names or [f"key-{number}" for number, _ in enumerate(settings.client_keys, 1)]
+        self._keys = tuple((name, key.encode()) for name, key in zip(names, settings.client_keys, strict=True))
         self._signature: Pairs = []
         self._defaults: Pairs = []
         self.withheld: frozenset[bytes] = frozenset()
@@ -44,8 +45,8 @@ class Access:
         """Return the fields of a request without those that carry a client key and are not `withheld`, and its name.
 
         The key may stand in `X-API-Key`, in `Authorization: Bearer` or in `api-key`, or be one of those that were shown
-        `also`. The first key of the settings has the name `key-1`. Raises `Unauthorized` if there is none. Where
-        nothing is checked, the fields come back as they are.
+        `also`. Without names in the settings, the first key there is called `key-1`. Raises `Unauthorized` if there is
+        none. Where nothing is checked, the fields come back as they are.
         """
         if not self._keys:
             return pairs, None

@@ -45,6 +45,7 @@ class Settings:
     openai_project: str | None = None
     openai_organization: str | None = None
     client_keys: tuple[str, ...] = field(default=(), repr=False)
+    key_names: tuple[str, ...] = ()
     open: bool = False
     endpoints: tuple[str, ...] = ()
     forwarded: Forwarded = "drop"
@@ -159,6 +160,7 @@ def chosen(layers: Layers) -> Settings:
         openai_organization=take("OPENAI_ORGANIZATION", values.key, None),
         # Any text: a convenience request may carry a client key in its JSON.
         client_keys=take("PROXY_X_API_KEY", values.listed, NOTHING) + take("SECURITY_KEY", values.listed, NOTHING),
+        key_names=take("PROXY_KEY_NAMES", values.names, NOTHING),
         open=take("PROXY_OPEN", values.switch, False),
         endpoints=take("PROXY_ENDPOINTS", values.patterns, NOTHING),
         forwarded=take("PROXY_FORWARDED", values.forwarded, "drop"),
@@ -224,6 +226,11 @@ def contradictions(settings: Settings, refused: Set[str]) -> Iterator[str]:
         )
     if settings.open and settings.client_keys:
         yield "PROXY_OPEN=1 asks nobody for a key, PROXY_X_API_KEY or SECURITY_KEY sets one: remove one of the two"
+    if settings.key_names and len(settings.key_names) != len(settings.client_keys):
+        yield (
+            f"PROXY_KEY_NAMES has {len(settings.key_names)} names for {len(settings.client_keys)} client keys: "
+            "give one for each, those of PROXY_X_API_KEY first, then those of SECURITY_KEY"
+        )
     if settings.openai_api_key in settings.client_keys:
         yield "a client key is the same as OPENAI_API_KEY: whoever may call would hold the key that costs money"
     if settings.access_token and settings.access_token in (*settings.client_keys, settings.openai_api_key):

@@ -155,6 +155,14 @@ async def test_the_upstream_key_is_in_no_answer_of_ours(proxy: Running, upstream
         assert SERVER not in back.body + repr(back.headers).encode()
 
 
+@pytest.mark.parametrize(
+    ("names", "found"), [({}, ["key-1", "key-2"]), ({"PROXY_KEY_NAMES": "alice,bob"}, ["alice", "bob"])]
+)
+def test_a_key_has_the_name_that_it_was_given(settings_of: SettingsOf, names: dict[str, str], found: list[str]) -> None:
+    access = Access(settings_of(PROXY_X_API_KEY="one", SECURITY_KEY="two", **names))
+    assert [access.admit([(b"x-api-key", key)])[1] for key in (b"one", b"two")] == found
+
+
 def test_every_key_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch, settings_of: SettingsOf) -> None:
     compared = []
 

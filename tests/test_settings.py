@@ -28,6 +28,7 @@ CLIENT: dict[str, str] = {"SECURITY_KEY": "client"}
 DEPLOYMENTS = {"PROXY_AZURE": "deployments", "OPENAI_API_VERSION": "1"}
 # What a setting cannot stand without.
 BESIDE = {
+    "PROXY_KEY_NAMES": {"PROXY_X_API_KEY": "one", "SECURITY_KEY": "two"},
     "OPENAI_API_KEY": CLIENT,
     "AZURE_OPENAI_API_KEY": CLIENT,
     "PROXY_AZURE_DEPLOYMENTS": DEPLOYMENTS,
@@ -53,6 +54,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("OPENAI_ORGANIZATION", "org-1", "openai_organization", "org-1"),
     ("PROXY_X_API_KEY", "one,two words,ü", "client_keys", ("one", "two words", "ü")),
     ("SECURITY_KEY", "three", "client_keys", ("three",)),
+    ("PROXY_KEY_NAMES", "alice, b.ob", "key_names", ("alice", "b.ob")),
     ("PROXY_OPEN", "1", "open", True),
     ("PROXY_ENDPOINTS", "/v1/responses,/v1/images/*", "endpoints", ("/v1/responses", "/v1/images/*")),
     ("PROXY_FORWARDED", "append", "forwarded", "append"),
@@ -451,6 +453,11 @@ def test_the_mode_follows_from_the_keys(settings_of: SettingsOf, environ: dict[s
             "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS",
         ),
         ({"OPENAI_API_KEY": "u", "SECURITY_KEY": "u"}, "a client key is the same as OPENAI_API_KEY"),
+        ({"SECURITY_KEY": "a", "PROXY_KEY_NAMES": "alice,bob"}, "PROXY_KEY_NAMES has 2 names for 1 client keys"),
+        ({"PROXY_KEY_NAMES": "alice"}, "PROXY_KEY_NAMES has 1 names for 0 client keys"),
+        ({"SECURITY_KEY": "a,b", "PROXY_KEY_NAMES": "x,x"}, "PROXY_KEY_NAMES: a name is there twice"),
+        ({"SECURITY_KEY": "a", "PROXY_KEY_NAMES": "a b"}, "PROXY_KEY_NAMES: a name is made of letters"),
+        ({"SECURITY_KEY": "a", "PROXY_KEY_NAMES": "x" * 41}, "PROXY_KEY_NAMES: a name is made of letters"),
         ({"ACCESS_TOKEN": "c", "SECURITY_KEY": "a,c"}, "ACCESS_TOKEN is a key as well"),
         ({"ACCESS_TOKEN": "u", "OPENAI_API_KEY": "u", "SECURITY_KEY": "c"}, "ACCESS_TOKEN is a key as well"),
         ({"OPENAI_API_KEY": '"u"'}, "OPENAI_API_KEY: it stands in quotation marks"),
