@@ -7,10 +7,13 @@ from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
-from proxy.errors import Failure, Fields, Pairs
+from proxy.errors import BadRequest, BodyTooLarge, DownstreamClosed, Failure, Fields, Pairs
 from proxy.exchange import ABNORMAL, BROKEN, GOING_AWAY, Close, Exchange, as_answer
 from proxy.handshake import offered_subprotocols, without_handshake
 from proxy.headers import NO_BODY, inbound
+
+TOO_BIG = 1009  # RFC 6455 7.4.1
+UNSPOKEN = (1002, 1007)
 
 
 class Line(Protocol):
@@ -28,7 +31,8 @@ class Line(Protocol):
 class WebSocketDownstream:
     """The client's side of one exchange over WebSocket. `closing` is how the client ended it, once it has.
 
-    `headers`, `fields` and `target` are those of the handshake, less what is the handshake's own.
+    `fault` is what it did instead, where it did not close. `headers`, `fields` and `target` are those of the handshake,
+    less what is the handshake's own.
     """
 
     upload = head = None
@@ -45,6 +49,7 @@ class WebSocketDownstream:
         self.target: bytes = scope["target"]
         self.subprotocols = offered_subprotocols(scope["headers"])
         self.closing: Close | None = None
+        self.fault: Failure | None = None
 
     @property
     def client_address(self) -> bytes | None:
@@ -91,8 +96,10 @@ class WebSocketDownstream:
                 text = message.get("text")
                 yield message["bytes"] if text is None else text
             elif message["type"] == "websocket.disconnect":
-                said = not self._line.broke or message["code"] == GOING_AWAY
-                self.closing = Close(message["code"], message.get("reason") or "") if said else Close(ABNORMAL)
+                code = message["code"]
+                said = not self._line.broke or code == GOING_AWAY
+                self.closing = Close(code, message.get("reason") or "") if said else Close(ABNORMAL)
+                self.fault = None if self.closing.said else fault_of(code)
                 return
 
     async def send(self, message: str | bytes) -> None:
@@ -115,3 +122,12 @@ class WebSocketDownstream:
     async def _say(self, message: Message) -> None:
         with suppress(OSError):  # that is how ASGI says that nobody hears it
             await self._send(message)
+
+
+def fault_of(code: int) -> Failure:
+    """Return what a client did that has not closed: by the code with which the server did, or said that it is gone."""
+    if code == TOO_BIG:
+        return BodyTooLarge("A message of the client is larger than the proxy takes")
+    if code in UNSPOKEN:
+        return BadRequest("The client said what is not valid WebSocket")
+    return DownstreamClosed("the client hung up")

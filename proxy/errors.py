@@ -117,7 +117,7 @@ class NotFound(Failure):
 
 
 class BodyTooLarge(Failure):
-    """A convenience route was given more than it takes."""
+    """A convenience route was given more than it takes, or a WebSocket a message that is larger."""
 
     status, type, code = 413, "invalid_request_error", "OPENAI_PROXY_BODY_TOO_LARGE"
     result = "validation_error"

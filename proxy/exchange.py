@@ -209,6 +209,11 @@ class Close:
     reason: str = ""
 
     @property
+    def said(self) -> bool:
+        """Whether there was a word."""
+        return self.code != ABNORMAL
+
+    @property
     def sayable(self) -> int | None:
         """The code in which the other side is told of it; None is none."""
         return SAYABLE.get(self.code, self.code)

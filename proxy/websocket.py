@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.access import Access
 from proxy.downstream_websocket import WebSocketDownstream
-from proxy.errors import UpgradeRequired
+from proxy.errors import UpgradeRequired, UpstreamUnreachable
 from proxy.exchange import ABNORMAL, Call, Close, Exchange
 from proxy.gateway import CUT_OFF, GONE, meet, note, understood
 from proxy.guard import Guard, Traffic
@@ -139,7 +139,10 @@ def public(subprotocol: str | None) -> str | None:
 
 
 async def relay(downstream: WebSocketDownstream, remote: Remote, session: Session) -> None:
-    """Pass messages both ways until the upstream's session is over; what the client says runs beside it."""
+    """Pass messages both ways until the upstream's session is over; what the client says runs beside it.
+
+    Raises `Failure` where that ended without a close: then it broke.
+    """
     sending = asyncio.create_task(send_on(downstream, remote, session))
     letting_go = (let_upstream_go(downstream, remote), let_client_go(downstream, remote))
     beside = [sending, *map(asyncio.create_task, letting_go)]
@@ -159,6 +162,8 @@ async def relay(downstream: WebSocketDownstream, remote: Remote, session: Sessio
         sending.result()  # whatever broke there is to be known
     closing = downstream.closing or remote.closing
     session.close_code = closing.code
+    if not closing.said:
+        raise downstream.fault or UpstreamUnreachable(closing.reason)
     await downstream.close(closing)
 
 

@@ -244,6 +244,42 @@ async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_
     assert {fact: entry.get(fact) for fact in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("how", "result", "failure"),
+    [
+        ("the upstream closes", "success", None),
+        ("the upstream vanishes", "upstream_transport", "The connection to the upstream broke"),
+        ("the upstream says too much", "upstream_transport", "The upstream said what the proxy does not take"),
+        ("the client vanishes", "client_cancelled", "the client hung up"),
+        ("the client says too much", "validation_error", "A message of the client is larger than the proxy takes"),
+        ("the client babbles", "validation_error", "The client said what is not valid WebSocket"),
+    ],
+)
+async def test_a_session_that_broke_is_no_success_and_its_entry_says_whose_fault_that_was(
+    start: Start, far: Far, tmp_path: Path, how: str, result: str, failure: str | None
+) -> None:
+    history = tmp_path / "history.sqlite"
+    environ = {"ACCESS_TOKEN": TOKEN, "PROXY_HISTORY": str(history), "PROXY_WEBSOCKET_MAX_MB": "1"}
+    async with start(**environ) as proxy, session(proxy, far) as (client, there):
+        end = client if "client" in how else there
+        if "closes" in how:
+            await end.close()
+        elif "vanishes" in how:
+            cut(end)
+        elif "much" in how:
+            await end.send(b"x" * (2**20 + 1))
+        else:
+            client.transport.write(b"\x83\x80\0\0\0\0")
+        await ended(client)
+        await ended(there)
+        await settled()
+    (entry,) = Recall(history).newest()
+    assert (entry["status"], entry["result"], entry.get("failure")) == (101, result, failure)
+    assert entry["close_code"] == (1000 if failure is None else 1006)
+    assert entry["cancelled"] is (result == "client_cancelled")
+    assert len(Recall(history).newest(failed=True)) == (result not in ("success", "client_cancelled"))
+
+
 async def test_a_session_is_in_flight_until_it_ends(start: Start, far: Far) -> None:
     async def in_flight() -> float:
         await operator.say(request("GET", b"/metrics", [BEARER]))
