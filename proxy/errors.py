@@ -151,6 +151,13 @@ class Overloaded(Failure):
     headers = [(b"retry-after", b"1")]  # noqa: RUF012
 
 
+class Stopping(Failure):
+    """The proxy was told to stop, and does not wait for this exchange any longer: nobody's fault, and worth a retry."""
+
+    status, type, code, result = Overloaded.status, Overloaded.type, Overloaded.code, Overloaded.result
+    headers = Overloaded.headers
+
+
 class UpstreamUnreachable(Failure):
     """No answer, or only a part of one, could be had: DNS, TLS, refused, reset, not HTTP."""
 

@@ -16,7 +16,7 @@ import logging
 from starlette.types import Receive, Scope, Send
 
 from proxy.downstream import Downstream
-from proxy.errors import DownstreamClosed, Failure, Unforeseen
+from proxy.errors import DownstreamClosed, Failure, Overloaded, Stopping, Unforeseen
 from proxy.exchange import Call, Exchange, Request, new_id
 from proxy.guard import Guard, Traffic
 from proxy.headers import by_name
@@ -30,7 +30,7 @@ from proxy.veil import Veil
 from proxy.whole import retold
 
 GONE = DownstreamClosed("the client hung up")
-CUT_OFF = Unforeseen("cut off, as the proxy was told to stop")
+CUT_OFF = Stopping("The proxy is stopping, and this was cut off; try again in a moment")
 LONGEST_ID = 512  # bytes; OpenAI takes no longer one of a client
 MOST_OF_A_PATH = 4096  # bytes that are kept of one, twice of what is written down
 TIMED_OUT = {"ConnectTimeout": "connect", "PoolTimeout": "connect", "WriteTimeout": "idle"}
@@ -84,8 +84,7 @@ class Gateway:
         except asyncio.CancelledError:
             failure = downstream.refused or (GONE if downstream.gone else CUT_OFF)
             note(exchange, failure, started=downstream.started)
-            if downstream.refused is not None:
-                exchange.bytes_out = len(failure.body(request_id=exchange.id, incoming_id=exchange.incoming_id))
+            await downstream.refuse(exchange, failure)  # silent where the server has said it in our place
             if not downstream.gone:  # then it is the server that stops, and that has to know
                 raise
         finally:
@@ -157,7 +156,7 @@ def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:
     exchange.result = failure.result
     exchange.failure, exchange.detail = str(failure), failure.detail or None
     exchange.cancelled = failure.result == "client_cancelled"
-    exchange.overloaded = failure.result == "proxy_overloaded"
+    exchange.overloaded = isinstance(failure, Overloaded)
     if failure.result == "upstream_timeout":
         exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if started else "head")
 

@@ -118,8 +118,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     # What uvicorn's server calls
 
     def shutdown(self) -> None:
-        """Close the session. The application hears it as it would hear a client, since ASGI has no word for this."""
-        if self.close_sent or not self.handshake_complete:
+        """Close the session. The application hears it as it would hear a client, since ASGI has no word for this.
+
+        One that has not begun is cut off: it would have its 1001 at once.
+        """
+        if self._task is not None and not self.handshake_complete:
+            self._task.cancel()
+        elif self.close_sent or not self.handshake_complete:
             super().shutdown()
         elif not self.transport.is_closing():  # else the client has closed, or is gone
             self._go_away()

@@ -75,6 +75,8 @@ class WebSockets:
         except asyncio.CancelledError:
             note(exchange, GONE if downstream.gone else CUT_OFF, started=downstream.accepted)
             if not downstream.gone:  # then it is the server that stops, and that has to know
+                if not downstream.accepted:
+                    await downstream.refuse(exchange, CUT_OFF)
                 raise
         finally:
             self._traffic.leave()

@@ -330,8 +330,11 @@ def test_who_is_cut_off_before_the_head_hears_the_id_of_the_line(run: Run, liste
         head, _, body = rest(client).partition(b"\r\n\r\n")
     assert process.status() == 0
     error, line = json.loads(body)["error"], json.loads(process.output)
-    assert head.startswith(b"HTTP/1.1 500 ")
-    assert (line["status"], line["id"], line["incoming_id"]) == (500, error["requestId"], "mine")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 1\r\n" in head
+    assert (error["code"], "stopping" in error["message"]) == ("OPENAI_PROXY_OVERLOADED", True)
+    assert (line["status"], line["id"], line["incoming_id"]) == (503, error["requestId"], "mine")
+    assert (line["result"], line["overloaded"], line["bytes_out"]) == ("proxy_overloaded", False, len(body))
     assert error["incomingRequestId"] == "mine"
 
 
@@ -347,7 +350,8 @@ def test_a_second_order_to_stop_ends_it_at_once(
         assert rest(client) == b"", "it ended what broke"
     (line,) = process.news
     assert line.endswith(" WARNING told to stop again: what runs is cut off, 1 in all")
-    assert json.loads(process.output)["bytes_out"] == 3, "what was cut off is written down"
+    entry = json.loads(process.output)
+    assert (entry["status"], entry["result"], entry["bytes_out"]) == (200, "proxy_overloaded", 3)
 
 
 @pytest.mark.untraced
@@ -361,8 +365,8 @@ def test_two_orders_to_stop_that_come_together_are_two(
         time.sleep(0.1)  # else the kernel makes one of two that are alike
         process.tell(second)
         assert process.status() == 0, "it took the time that running answers have"
-        assert b" 500 " in rest(client)
-    assert json.loads(process.output)["failure"] == "cut off, as the proxy was told to stop"
+        assert b" 503 " in rest(client)
+    assert json.loads(process.output)["result"] == "proxy_overloaded"
 
 
 @pytest.mark.untraced

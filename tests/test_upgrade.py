@@ -142,10 +142,21 @@ async def test_the_order_to_stop_before_the_upstream_has_answered_is_an_error(tm
         await upstream.head()
         [protocol] = proxy_protocols()
         protocol.shutdown()
-        assert (await client.hear()).status == 500
+        assert (await client.hear()).status == 503
         await upstream.closed()
         await upstream.close()
     server.close()
+
+
+async def test_a_second_order_to_stop_waits_for_no_clients_close(proxy: Running, far: Far) -> None:
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    proxy.stop()
+    assert (await ended(there))[0] == 1001
+    proxy.stop()
+    await client.closed()
 
 
 async def test_nothing_waits_any_more_for_a_client_that_is_let_go(proxy: Running, far: Far) -> None:

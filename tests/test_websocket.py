@@ -569,7 +569,25 @@ async def test_a_session_that_is_cut_off_when_its_client_has_closed_is_not_the_c
         await settled()
         there.abort()
     (entry,) = Recall(history).newest()
-    assert entry["failure"] == "cut off, as the proxy was told to stop"
+    assert (entry["status"], entry["result"]) == (101, "proxy_overloaded")
+
+
+async def test_a_handshake_that_waits_when_the_proxy_stops_is_503(
+    start: Start, upstream: Upstream, tmp_path: Path
+) -> None:
+    history = tmp_path / "history.sqlite"
+    async with start(OXY_TARGET=upstream.url, PROXY_HISTORY=str(history)) as proxy:
+        client = await proxy.connect()
+        await client.say(request(headers=OFFER))
+        there = await upstream.accept()
+        await there.head()
+        proxy.stop()
+        back = await client.hear()
+        assert (back.status, back.get(b"retry-after")) == (503, b"1")
+        await client.closed()
+        await there.closed()
+    (entry,) = Recall(history).newest()
+    assert (entry["status"], entry["result"], entry["cancelled"]) == (503, "proxy_overloaded", False)
 
 
 async def test_idle_sockets_are_kept_alive_and_a_missing_pong_ends_nothing(
