@@ -15,7 +15,7 @@ from proxy.console import PROBES, Limited, operator_pages
 from proxy.convenience import Convenience
 from proxy.cors import Cors
 from proxy.gateway import Gateway
-from proxy.guard import Budget, Guard, Traffic, share
+from proxy.guard import AnyGuard, AnyTraffic, Budget, Guard, SharedGuard, SharedTraffic, Traffic, share
 from proxy.include_usage import IncludeUsage
 from proxy.metrics import Metrics, Reading
 from proxy.overview import InFlight
@@ -24,6 +24,7 @@ from proxy.probe import Probe
 from proxy.recall import Recall
 from proxy.routes import Relay, Route
 from proxy.settings import Settings
+from proxy.tally import IN_FLIGHT, MOST, RELAYED, SHAPED, VARIABLE, Tally
 from proxy.upstream import Upstream
 from proxy.upstream_websocket import WebSocketUpstream
 from proxy.values import MEGABYTE
@@ -84,7 +85,7 @@ class Front:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def readings(upstream: Upstream, traffic: Traffic, relayed: Guard, shaped: Guard) -> list[Reading]:
+def readings(upstream: Upstream, traffic: AnyTraffic, relayed: AnyGuard, shaped: AnyGuard) -> list[Reading]:
     """Return what is read whenever somebody asks for it."""
     guards = {"relay": relayed, "convenience": shaped} if shaped is not relayed else {"all": relayed}
     found = [
@@ -99,11 +100,24 @@ def readings(upstream: Upstream, traffic: Traffic, relayed: Guard, shaped: Guard
     return found
 
 
-def under_way(metrics: Metrics) -> InFlight:
-    """Return how many exchanges are in flight in all workers, and how many there can have been.
+def bounds(settings: Settings) -> tuple[AnyTraffic, AnyGuard, AnyGuard]:
+    """Return what counts the exchanges in flight, and the bounds on those that are relayed and on all others.
 
-    What each of two workers had at most it may have had at another time.
+    Workers have them together, where they meet; each has its share of a bound where they do not.
     """
+    total, workers = settings.max_parallel, settings.workers
+    most_relayed, most_shaped = total or MOST_RELAYED, total or MOST_SHAPED
+    if workers > 1 and VARIABLE in os.environ:
+        tally = Tally(Path(os.environ[VARIABLE]))
+        together = SharedGuard(most_relayed, tally.column(RELAYED))
+        traffic = SharedTraffic(tally.column(IN_FLIGHT), tally.column(MOST))
+        return traffic, together, together if total else SharedGuard(most_shaped, tally.column(SHAPED))
+    relayed = Guard(share(most_relayed, workers))
+    return Traffic(), relayed, relayed if total else Guard(share(most_shaped, workers))
+
+
+def under_way(metrics: Metrics) -> InFlight:
+    """Return how many exchanges are in flight in all workers, and the most that there were at once."""
     now, most = metrics.totals("oxy_exchanges_in_flight", "oxy_exchanges_in_flight_max")
     return InFlight(int(now), int(most))
 
@@ -134,10 +148,7 @@ def relay_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = N
     access = Access(settings)
     relay = Relay(settings, access)
     convenience = Convenience(settings, access, relay)
-    total = settings.max_parallel
-    relayed = Guard(share(total or MOST_RELAYED, settings.workers))
-    shaped = relayed if total else Guard(share(MOST_SHAPED, settings.workers))
-    traffic = Traffic()
+    traffic, relayed, shaped = bounds(settings)
     books = Books(settings, readings(upstream, traffic, relayed, shaped))
     gateway = partial(
         Gateway, upstream=upstream, traffic=traffic, veil=veil, ledger=books.ledger, timing=settings.server_timing

@@ -9,9 +9,11 @@ import os
 import uuid
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from proxy.tally import lives
 
 DIRECTORY = "OXY_METRICS_DIRECTORY"  # tells workers, which are processes of their own, where they meet
 
@@ -19,6 +21,7 @@ Labels = tuple[str, ...]
 Numbers = defaultdict[str, dict[Labels, float]]
 Buckets = defaultdict[str, dict[Labels, list[float]]]
 Value = TypeVar("Value")
+Otherwise = Mapping[str, Callable[[Sequence[float]], float]]  # by the name of a gauge, what becomes of several values
 
 
 class Figures:
@@ -41,14 +44,14 @@ class Figures:
             counts = [bisect_right(ordered, bound) for bound in bounds]
             self._add(name, labels, [*counts, len(ordered), sum(ordered)])
 
-    def add(self, other: "Figures", *, lives: bool, least: frozenset[str]) -> None:
-        """Add those of another process, its gauges only if it lives; of gauges in `least` the lowest one counts."""
+    def add(self, other: "Figures", *, lives: bool, otherwise: Otherwise) -> None:
+        """Add those of another process, its gauges only if it lives; `otherwise` tells which are not to be added up."""
         for name, labels, amount in _series(other.counters):
             self.count(name, labels, amount)
         for name, labels, values in _series(other.histograms):
             self._add(name, labels, values)
         for name, labels, value in _series(other.gauges) if lives else ():
-            gauge, together = self.gauges[name], min if name in least else sum
+            gauge, together = self.gauges[name], otherwise.get(name, sum)
             gauge[labels] = together((gauge[labels], value)) if labels in gauge else value
 
     def _add(self, name: str, labels: Labels, values: Sequence[float]) -> None:
@@ -81,12 +84,12 @@ class SharedFile:
             new.unlink(missing_ok=True)
             raise
 
-    def others(self, least: frozenset[str]) -> Figures:
+    def others(self, otherwise: Otherwise) -> Figures:
         """Return the figures of all other processes that ever shared theirs in this folder, added up."""
         together = Figures()
         for file in self._folder.glob("*.json"):
             if file != self._file:
-                together.add(_read(file), lives=_lives(int(file.name.partition("-")[0])), least=least)
+                together.add(_read(file), lives=lives(int(file.name.partition("-")[0])), otherwise=otherwise)
         return together
 
 
@@ -100,13 +103,3 @@ def _read(file: Path) -> Figures:
     for name, labels, values in histograms:
         figures.histograms[name][tuple(labels)] = values
     return figures
-
-
-def _lives(pid: int) -> bool:
-    if os.name == "nt":  # pragma: no cover  there, the question ends the process that it is asked of
-        return True
-    try:
-        os.kill(pid, 0)  # asks whether there is such a process
-    except OSError:  # or it is somebody else's
-        return False
-    return True

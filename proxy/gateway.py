@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from proxy.downstream import Downstream
 from proxy.errors import DownstreamClosed, Failure, Overloaded, Stopping, Unforeseen
 from proxy.exchange import Call, Exchange, Request, new_id
-from proxy.guard import Guard, Traffic
+from proxy.guard import AnyGuard, AnyTraffic
 from proxy.headers import by_name
 from proxy.include_usage import WithoutUsage
 from proxy.ledger import Ledger
@@ -46,8 +46,8 @@ class Gateway:
         route: Route,
         upstream: Upstream,
         *,
-        guard: Guard,
-        traffic: Traffic,
+        guard: AnyGuard,
+        traffic: AnyTraffic,
         veil: Veil,
         ledger: Ledger,
         name: str = "relay",

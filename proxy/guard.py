@@ -1,6 +1,12 @@
 """What is under way at once, and bounds on it: whoever finds no slot, or no room, is refused, and nobody queues."""
 
+from threading import Lock
+
 from proxy.errors import Overloaded
+from proxy.tally import Column
+
+# A lock's step is seen in order by all processors: what was written before it, before what is read behind it.
+IN_ORDER = Lock()
 
 
 class Traffic:
@@ -26,6 +32,39 @@ class Traffic:
         return f"<Traffic {self.now}, at most {self.most}>"
 
 
+class SharedTraffic:
+    """The same of several processes: `now` is how many there are in this one, `most` how many there were in all."""
+
+    __slots__ = ("_counted", "_highest", "_marks", "now")
+
+    def __init__(self, counted: Column, marks: Column) -> None:
+        self._counted = counted
+        self._marks = marks
+        self._highest = marks.own  # whoever had the row before may have seen more
+        self.now = 0
+
+    @property
+    def most(self) -> int:
+        """The most of which any of them knows."""
+        return self._marks.greatest()
+
+    def enter(self) -> None:
+        """Count one that begins."""
+        self.now += 1
+        self._counted.put(self.now)
+        if (total := self._counted.total()) > self._highest:
+            self._highest = total
+            self._marks.put(total)
+
+    def leave(self) -> None:
+        """Count one that has ended."""
+        self.now -= 1
+        self._counted.put(self.now)
+
+    def __repr__(self) -> str:
+        return f"<SharedTraffic {self.now}, at most {self.most}>"
+
+
 class Guard:
     """`limit` exchanges at once. `busy` is how many there are."""
 
@@ -38,7 +77,7 @@ class Guard:
     def check(self) -> None:
         """Raise `Overloaded` if there is no slot to be had."""
         if self.busy >= self.limit:
-            raise Overloaded(f"{self.limit} exchanges are under way already; try again in a moment")
+            raise full(self.limit)
 
     def __enter__(self) -> None:
         """Take a slot. Raises `Overloaded` if there is none."""
@@ -51,6 +90,48 @@ class Guard:
 
     def __repr__(self) -> str:
         return f"<Guard {self.busy}/{self.limit}>"
+
+
+class SharedGuard:
+    """`limit` exchanges at once in several processes together. `busy` is how many there are in this one."""
+
+    __slots__ = ("_counted", "busy", "limit")
+
+    def __init__(self, limit: int, counted: Column) -> None:
+        self.limit = limit
+        self.busy = 0
+        self._counted = counted
+
+    def check(self) -> None:
+        """Raise `Overloaded` if there is no slot to be had."""
+        if self._counted.total() >= self.limit and self._counted.total_of_the_living() >= self.limit:
+            raise full(self.limit)
+
+    def __enter__(self) -> None:
+        """Take a slot. Raises `Overloaded` if there is none.
+
+        It is taken first, and given back where there was none: of two that take the last one at once both may be
+        refused, but never are both let in.
+        """
+        self.busy += 1
+        self._counted.put(self.busy)
+        with IN_ORDER:
+            pass
+        if self._counted.total() > self.limit:
+            self.__exit__()
+            raise full(self.limit)
+
+    def __exit__(self, *_: object) -> None:
+        """Give the slot back."""
+        self.busy -= 1
+        self._counted.put(self.busy)
+
+    def __repr__(self) -> str:
+        return f"<SharedGuard {self.busy} of {self._counted.total()}/{self.limit}>"
+
+
+AnyTraffic = Traffic | SharedTraffic
+AnyGuard = Guard | SharedGuard
 
 
 class Budget:
@@ -74,6 +155,11 @@ class Budget:
 
     def __repr__(self) -> str:
         return f"<Budget {self.held}/{self.limit}>"
+
+
+def full(limit: int) -> Overloaded:
+    """Return what to raise where no slot is free."""
+    return Overloaded(f"{limit} exchanges are under way already; try again in a moment")
 
 
 def share(total: int, workers: int) -> int:

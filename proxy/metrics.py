@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from proxy.entry import Entry, FirstFew, status_class
-from proxy.figures import DIRECTORY, Figures, Labels, SharedFile
+from proxy.figures import DIRECTORY, Figures, Labels, Otherwise, SharedFile
 from proxy.pace import in_slices
 from proxy.usage import KINDS
 
@@ -94,10 +94,7 @@ GaugeName = Literal[
 ]
 GAUGES: Mapping[GaugeName, tuple[str, Sequence[str]]] = {
     "oxy_exchanges_in_flight": ("Exchanges that have begun and not ended", ()),
-    "oxy_exchanges_in_flight_max": (
-        "The most exchanges that were in flight at once since the start, of several workers the sum",
-        (),
-    ),
+    "oxy_exchanges_in_flight_max": ("The most exchanges that were in flight at once since the start", ()),
     "oxy_slots": ("How many exchanges may be with the upstream at once", ("guard",)),
     "oxy_slots_taken": ("How many of those are", ("guard",)),
     "oxy_upstream_connections_idle": ("Connections to the upstream that are kept and wait for a request", ()),
@@ -111,7 +108,8 @@ PROCESS_GAUGES: Mapping[str, tuple[str, Sequence[str]]] = {
     "process_open_fds": ("Open file descriptors", ()),
     "process_max_fds": ("How many there may be", ()),
 }
-LEAST = frozenset(("process_start_time_seconds",))  # of several workers the first
+# What several workers tell of the same thing: when the first was started, and what all of them know.
+OTHERWISE: Otherwise = {"process_start_time_seconds": min, "oxy_slots": max, "oxy_exchanges_in_flight_max": max}
 
 log = logging.getLogger("oxy")
 
@@ -189,9 +187,9 @@ class Metrics:
         together = Figures()
         with self._counting:
             self._share()
-            together.add(self._figures, lives=True, least=LEAST)
+            together.add(self._figures, lives=True, otherwise=OTHERWISE)
         if self._file is not None:
-            together.add(self._file.others(LEAST), lives=True, least=LEAST)
+            together.add(self._file.others(OTHERWISE), lives=True, otherwise=OTHERWISE)
         return together
 
     def _share(self) -> None:

@@ -11,7 +11,7 @@ from proxy.tables import TOKENS
 
 
 class InFlight(NamedTuple):
-    """Exchanges under way in all workers: now, and the most that there were at once in each of them, added up."""
+    """Exchanges under way in all workers: now, and the most that there were at once."""
 
     now: int
     most: int

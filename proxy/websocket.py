@@ -18,7 +18,7 @@ from proxy.downstream_websocket import WebSocketDownstream
 from proxy.errors import UpgradeRequired, UpstreamUnreachable
 from proxy.exchange import ABNORMAL, Call, Close, Exchange
 from proxy.gateway import CUT_OFF, GONE, meet, note, understood
-from proxy.guard import Guard, Traffic
+from proxy.guard import AnyGuard, AnyTraffic
 from proxy.handshake import KEY_ITEM, PLAIN, split_query_keys
 from proxy.ledger import Ledger
 from proxy.routes import Relay
@@ -38,8 +38,8 @@ class WebSockets:
         relay: Relay,
         upstream: WebSocketUpstream,
         *,
-        guard: Guard,
-        traffic: Traffic,
+        guard: AnyGuard,
+        traffic: AnyTraffic,
         veil: Veil,
         ledger: Ledger,
     ) -> None:

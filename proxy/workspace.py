@@ -8,13 +8,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from proxy.figures import DIRECTORY
 from proxy.settings import Settings
+from proxy.tally import VARIABLE, laid_out
 
 PREFIX = "oxy-"
 MARK = "made-by-oxy"  # a file in it; put there once it is locked, so that none is taken for abandoned before that
@@ -22,19 +23,22 @@ MARK = "made-by-oxy"  # a file in it; put there once it is locked, so that none 
 
 @contextmanager
 def workspace(settings: Settings) -> Iterator[Settings]:
-    """Yield the settings with a history; several workers, which are started inside, share their metrics.
+    """Yield the settings with a history; several workers, which are started inside, share their metrics and bounds.
 
     The folder is its owner's alone, and gone afterwards.
     """
     remove_abandoned()
-    with TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+    with TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, ExitStack() as kept:
         folder = Path(name)
         held = lock(folder, alone=False)
         (folder / MARK).touch()
-        os.environ.pop(DIRECTORY, None)  # figures of another run are not to be added to ours
+        for variable in (DIRECTORY, VARIABLE):  # what another run has counted is not to be added to ours
+            os.environ.pop(variable, None)
         if settings.workers > 1:
             (folder / "metrics").mkdir()
             os.environ[DIRECTORY] = str(folder / "metrics")
+        if settings.workers > 1 and os.name == "posix":
+            kept.enter_context(laid_out(folder))
         try:
             yield replace(settings, history=settings.history or folder / "history.sqlite")
         finally:

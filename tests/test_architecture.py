@@ -22,7 +22,7 @@ FLOORS = (
     ("the version", "__init__"),
     ("ground: what can go wrong, what is missing, what was used", "errors native usage"),
     ("ground: heads that come again", "heads"),
-    ("ground: nouns and rules", "codings exchange headers jsontext layers session values"),
+    ("ground: nouns and rules", "codings exchange headers jsontext layers session tally values"),
     ("ground: bounds, and answers that change on their way", "filtered guard openfiles pace"),
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry figures tables verdicts"),

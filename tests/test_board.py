@@ -354,7 +354,7 @@ def test_what_is_in_flight_is_that_of_all_workers(tmp_path: Path, monkeypatch: p
         for now, most in ((1, 5), (2, 4))
     )
     other.write([])
-    assert under_way(asked) == (3, 9)
+    assert under_way(asked) == (3, 5)
 
 
 async def in_flight(client: Peer) -> tuple[float, float]:

@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from proxy.app import bounds
 from proxy.errors import Overloaded
-from proxy.guard import Budget, Guard, Traffic, share
-from tests.conftest import SWAP, Start
+from proxy.guard import Budget, Guard, SharedGuard, SharedTraffic, Traffic, share
+from proxy.tally import IN_FLIGHT, MOST, RELAYED, VARIABLE, Tally, laid_out
+from tests.conftest import SWAP, SettingsOf, Start
 from tests.peers import Peer, Upstream, answer, chunked, request
 
 CHAT = b'{"security_key": "client-key-of-a-test", "model": "m", "messages": []}'
@@ -33,6 +38,60 @@ def test_what_is_in_flight_is_counted_and_the_most_that_was() -> None:
     traffic.leave()
     traffic.enter()
     assert repr(traffic) == "<Traffic 2, at most 3>"
+
+
+@pytest.fixture
+def tallies(tmp_path: Path) -> Iterator[tuple[Tally, Tally]]:
+    """Those of two processes."""
+    with laid_out(tmp_path):
+        file = Path(os.environ[VARIABLE])
+        yield Tally(file), Tally(file)
+
+
+def test_several_processes_have_one_bound_together(tallies: tuple[Tally, Tally]) -> None:
+    first, second = (SharedGuard(3, tally.column(RELAYED)) for tally in tallies)
+    with first, first, second:
+        assert [repr(first), repr(second)] == ["<SharedGuard 2 of 3/3>", "<SharedGuard 1 of 3/3>"]
+        for guard in (first, second):
+            with pytest.raises(Overloaded, match="3 exchanges"):
+                guard.check()
+            with pytest.raises(Overloaded, match="3 exchanges"), guard:
+                pass
+    with second, second, second:
+        assert repr(first) == "<SharedGuard 0 of 3/3>"
+    first.check()
+
+
+@pytest.mark.parametrize(("total", "expected"), [("7", (7, 7)), ("", (1024, 32))], ids=["set", "unset"])
+def test_workers_that_meet_have_the_whole_bound_and_others_a_share(
+    settings_of: SettingsOf, tmp_path: Path, total: str, expected: tuple[int, int]
+) -> None:
+    settings = settings_of(PROXY_WORKERS="4", OPENAI_PROXY_MAX_PARALLEL_REQUESTS=total)
+    _, *shares = bounds(settings)
+    assert tuple(guard.limit for guard in shares) == tuple(most // 4 for most in expected)
+    with laid_out(tmp_path):
+        traffic, relayed, shaped = bounds(settings)
+    assert (relayed.limit, shaped.limit) == expected
+    assert (relayed is shaped) == bool(total)
+    traffic.enter()
+    with relayed:
+        assert repr(shaped) == f"<SharedGuard {int(bool(total))} of {int(bool(total))}/{expected[1]}>"
+    assert repr(traffic) == "<SharedTraffic 1, at most 1>"
+
+
+def test_the_most_that_were_in_flight_is_that_of_all_at_one_time(tallies: tuple[Tally, Tally]) -> None:
+    first, second = (SharedTraffic(tally.column(IN_FLIGHT), tally.column(MOST)) for tally in tallies)
+    for traffic in (first, second, first):
+        traffic.enter()
+        traffic.leave()
+    assert repr(first) == repr(second) == "<SharedTraffic 0, at most 1>"
+    first.enter()
+    second.enter()
+    assert repr(first) == repr(second) == "<SharedTraffic 1, at most 2>"
+    first.leave()
+    another = SharedTraffic(tallies[1].column(IN_FLIGHT), tallies[1].column(MOST))
+    another.enter()
+    assert another.most == 2, "who takes the place of another goes on where that one was"
 
 
 def test_room_is_counted_in_bytes() -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -422,6 +422,32 @@ def test_two_workers_both_answer_and_stop_with_status_0(run: Run) -> None:
     assert UPSTREAM_KEY not in process.errors
 
 
+@pytest.mark.untraced
+def test_a_bound_is_that_of_all_workers_and_one_that_dies_gives_back_what_it_had(
+    run: Run, listener: socket.socket
+) -> None:
+    process = run("--workers", "2", "--target", local_url(listener), OPENAI_PROXY_MAX_PARALLEL_REQUESTS="3")
+    assert any(len(process.workers) == 2 for _ in polls())
+    assert process.health().status == 200
+    busy, other = process.workers
+    other.suspend()  # so that the first takes all three
+    with ExitStack() as calls:
+        for _ in range(3):
+            calls.enter_context(calling(process, listener))
+        busy.suspend()
+        other.resume()
+        with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as refused:
+            refused.sendall(request())
+            assert until(refused, b"\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        busy.kill()
+        assert any(len(set(process.workers) - {busy}) == 2 for _ in polls())
+        with calling(process, listener) as (client, there):
+            there.sendall(HEAD + chunked(b""))
+            assert until(client, b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+
+
 def test_a_worker_that_dies_is_replaced_and_the_log_says_so(run: Run) -> None:
     process = run("--workers", "2", "--target", NOBODY)
     assert process.health().status == 200
@@ -571,6 +597,7 @@ async def test_the_metrics_of_three_workers_add_up_to_what_was_sent(run: Run, up
         series("oxy_tokens_total", kind="output", model="m"): 48,
         series("oxy_exchange_duration_seconds_count", route="relay"): 12,
         series("oxy_exchanges_in_flight"): 0,
+        series("oxy_slots", guard="relay"): 1024,
     }
     client, shown = await connect(process.port), {}
     for _ in polls():  # each worker shares its figures once a second

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy.figures import DIRECTORY
+from proxy.tally import VARIABLE
 from proxy.workspace import MARK, remove_abandoned, stay, workspace
 from tests.conftest import SettingsOf
 
@@ -20,6 +21,7 @@ def test_it_is_private_and_gone_afterwards(
     settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
     monkeypatch.setenv(DIRECTORY, "/of-another-program")
+    monkeypatch.setenv(VARIABLE, "/of-another-program")
     settings = settings_of(PROXY_WORKERS=workers)
     with workspace(settings) as inside:
         assert inside.history is not None
@@ -28,9 +30,10 @@ def test_it_is_private_and_gone_afterwards(
         assert replace(inside, history=None) == settings
         assert os.environ.get(DIRECTORY) == (str(folder / "metrics") if workers == "3" else None)
         assert (folder / "metrics").exists() == (workers == "3")
+        assert Path(os.environ.get(VARIABLE, "none")).exists() == (VARIABLE in os.environ) == (workers == "3")
         inside.history.touch()
     assert not folder.exists()
-    assert DIRECTORY not in os.environ
+    assert os.environ.keys().isdisjoint((DIRECTORY, VARIABLE))
 
 
 def test_a_history_that_is_to_be_kept_is_elsewhere(settings_of: SettingsOf, tmp_path: Path) -> None:

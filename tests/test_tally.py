@@ -1,0 +1,71 @@
+"""A tally of several processes: it adds up, and what the dead had in it is struck out."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy import tally
+from proxy.tally import COUNTS, IN_FLIGHT, MOST, OWNERS, RELAYED, Tally, laid_out
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    with laid_out(tmp_path):
+        yield Path(os.environ[tally.VARIABLE])
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that is gone."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def test_it_is_its_owners_alone_and_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MEMORY", tmp_path / "missing")
+    with laid_out(tmp_path):
+        file = Path(os.environ[tally.VARIABLE])
+        assert (file.parent, stat.S_IMODE(file.stat().st_mode)) == (tmp_path, 0o600)
+    assert tally.VARIABLE not in os.environ
+    assert not file.exists()
+
+
+def test_each_has_a_row_and_their_numbers_add_up(file: Path) -> None:
+    first, second = Tally(file), Tally(file)
+    assert [repr(first), repr(second)] == ["<Tally row 0 of 2>", "<Tally row 1 of 2>"]
+    first.column(RELAYED).put(3)
+    second.column(RELAYED).put(4)
+    second.column(RELAYED).put(2)
+    second.column(IN_FLIGHT).put(9)
+    assert first.column(RELAYED).total() == second.column(RELAYED).total() == 5
+    assert first.column(RELAYED).own == 3
+
+
+@pytest.mark.parametrize("how", ["its row is taken", "somebody would be refused"])
+def test_what_the_dead_had_is_struck_out_and_what_they_saw_stays(file: Path, dead: int, how: str) -> None:
+    living, other = Tally(file), Tally(file)
+    other.column(OWNERS).put(dead)
+    for number in (*COUNTS, MOST):
+        living.column(number).put(1)
+        other.column(number).put(5)
+    if how == "its row is taken":
+        assert Tally(file).row == other.row
+        assert living.column(RELAYED).total() == 1
+    assert living.column(RELAYED).total_of_the_living() == 1
+    assert [living.column(number).total() for number in COUNTS] == [1, 1, 1]
+    assert living.column(MOST).greatest() == 5
+
+
+def test_who_would_refuse_somebody_does_not_wait_for_another_who_strikes_out(file: Path, dead: int) -> None:
+    living, other = Tally(file), Tally(file)
+    other.column(OWNERS).put(dead)
+    other.column(RELAYED).put(5)
+    with other._alone():
+        assert living.column(RELAYED).total_of_the_living() == 5
+    assert living.column(RELAYED).total_of_the_living() == 0
