@@ -138,7 +138,8 @@ def understood(exchange: Exchange, problem: Exception) -> Failure:
     Tracebacks end here: whoever keeps a failure in a variable is in its traceback. The collector, which comes rarely,
     would have to find that cycle, and with it all that its frames hold, up to the body of a client without a key.
     """
-    failure = problem if isinstance(problem, Failure) else translated(problem)
+    begun = exchange.upstream_wait is not None
+    failure = problem if isinstance(problem, Failure) else translated(problem, begun=begun)
     if failure is None:
         log.error("exchange %s broke: %s %s", exchange.id, exchange.method, exchange.path, exc_info=problem)
         failure = Unforeseen("Something went wrong in the proxy; its log says more")
@@ -158,7 +159,8 @@ def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:
     exchange.cancelled = failure.result == "client_cancelled"
     exchange.overloaded = isinstance(failure, Overloaded)
     if failure.result == "upstream_timeout":
-        exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if started else "head")
+        begun = exchange.upstream_wait is not None  # what is read whole begins long before the client hears of it
+        exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if begun else "head")
 
 
 def meet(downstream: Request, route: str = "relay") -> Exchange:

@@ -232,14 +232,19 @@ def trust(target: Target, authorities: Path | None = None) -> ssl.SSLContext:
     return Resuming.of(context)
 
 
-def translated(problem: Exception) -> Failure | None:
-    """Return the failure that a transport's exception means here, None for any other exception."""
+def translated(problem: Exception, *, begun: bool = False) -> Failure | None:
+    """Return the failure that a transport's exception means here, None for any other exception.
+
+    `begun` is whether the answer had.
+    """
     if not isinstance(problem, httpx.TransportError):
         return None
     failure = next(failure(message) for kind, failure, message in TRANSLATION if isinstance(problem, kind))
     if isinstance(failure, BadRequest) and type(root(problem)).__module__.startswith("h2."):
         # Of HTTP/2 these are no words about the request: the connection was about to end, or in no state for it.
         failure = UpstreamUnreachable("The connection to the upstream broke")
+    if begun and isinstance(problem, httpx.ReadTimeout):
+        failure = UpstreamTimeout("Timeout while waiting for the upstream's response to go on")
     failure.detail = type(problem).__name__
     if isinstance(problem, httpx.ConnectError):  # nothing was sent or heard yet, so that nothing secret can be in it
         failure.detail += f": {root(problem)}"

@@ -184,6 +184,17 @@ async def silent_in_the_midst(client: Peer, upstream: Upstream) -> None:
     await client.rest()
 
 
+async def silent_in_what_is_read_whole(client: Peer, upstream: Upstream) -> None:
+    prompt = {"prompt": "?", "security_key": CLIENT_KEY}
+    await client.say(request("POST", b"/chatgpt", body=json.dumps(prompt).encode()))
+    there = await upstream.accept()
+    await there.hear()
+    await there.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    error = json.loads((await client.hear()).body)["error"]
+    assert (error["code"], error["message"]) == ("OPENAI_PROXY_TIMEOUT", SILENT)
+
+
+SILENT = "Timeout while waiting for the upstream's response to go on"
 ASKED = b'{"model": "err-429", "messages": [{"role": "user", "content": "?"}]}'
 FORM = [(b"X-API-Key", CLIENT_KEY.encode()), (b"Content-Type", b"multipart/form-data; boundary=b")]
 FORM_BODY = (
@@ -283,7 +294,12 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
     "a stream that falls silent": (
         silent_in_the_midst,
         SOON,
-        {"status": 200, "result": "upstream_timeout", "timed_out": "idle", "bytes_out": 5},
+        {"status": 200, "result": "upstream_timeout", "timed_out": "idle", "bytes_out": 5, "failure": SILENT},
+    ),
+    "an answer that is read whole and falls silent": (
+        silent_in_what_is_read_whole,
+        SOON,
+        {"status": 504, "route": "chatgpt", "result": "upstream_timeout", "timed_out": "idle", "failure": SILENT},
     ),
     "a stream that breaks off": (breaking_off, {}, {"status": 200, "result": "upstream_transport", "bytes_out": 5}),
     "a client that hangs up": (hanging_up, {}, {"status": 499, "result": "client_cancelled", "cancelled": True}),
