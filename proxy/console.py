@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.board import boards
 from proxy.errors import Failure, Forbidden, MethodNotAllowed, RateLimited
 from proxy.fresh import Fresh
 from proxy.login import Login, WrongToken
-from proxy.markup import ASSETS, ASSETS_AT, asset
+from proxy.markup import ASSETS, ASSETS_AT, asks_for_html, asset
 from proxy.metrics import CONTENT_TYPE
 from proxy.overview import InFlight, Overview
 from proxy.pages import Page, refusal
@@ -65,7 +65,7 @@ def operator_pages(
     # Prometheus may scrape often; but whoever guesses tokens is not to guess as often as he likes.
     metrics = Door(exposed(exposition), login, RateLimit(PROBES), said, shell)
     files = {f"{ASSETS_AT}{name}".encode(): file(name) for name in ASSETS}
-    return {**doors, b"/metrics": metrics, **files, **{f"{path}/".encode(): moved(path) for path in COOKIE_PATHS}}
+    return {**doors, b"/metrics": metrics, **files}
 
 
 class Door:
@@ -109,7 +109,7 @@ class Door:
     def _refuse(self, request: Request, failure: Failure) -> Response:
         """Return a refusal: JSON, or for a browser a page, with the form for the token where that is what lacks."""
         response = refusal(request, failure)
-        if "text/html" not in request.headers.get("accept", ""):
+        if not asks_for_html(request.headers.get("accept", "")):
             return response
         if isinstance(failure, Forbidden) and self._login is not None:
             page = self._shell.form(str(failure))
@@ -162,19 +162,6 @@ def exposed(exposition: Callable[[], bytes]) -> Render:
         return Response(await asyncio.to_thread(exposition), headers={"content-type": CONTENT_TYPE})
 
     return render
-
-
-def moved(path: str) -> Page:
-    """Return what leads from a page's path with a slash at its end to the page.
-
-    It would be relayed otherwise, and a browser that has the cookie for what is below the page with it.
-    """
-
-    def render(request: Request) -> Response:
-        query = request.scope["query_string"].decode("latin-1")
-        return RedirectResponse(f"{path}?{query}" if query else path, 308, HEADERS)
-
-    return Page(render)
 
 
 def file(name: str) -> Page:

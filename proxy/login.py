@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from proxy.errors import BodyTooLarge, Forbidden
 from proxy.headers import OPERATOR_COOKIE
+from proxy.markup import asks_for_html
 
 COOKIE = OPERATOR_COOKIE.decode()
 FIELD = "access_token"
@@ -36,14 +37,18 @@ class Login:
         self._paths = paths
 
     async def check(self, request: Request) -> Response | None:
-        """Return None if the request may pass; a redirection if it brings the token in a form or a query.
+        """Return None if the request may pass; a redirection if it brings the token in a form, or a browser's query.
 
+        In a browser's history, and what it tells other pages, no token is to stay; others may keep no cookie.
         Raises `Forbidden` if it may not, `WrongToken` if it seems to be a guess.
         """
         query = request.scope["query_string"].decode("latin-1")
         if request.method == "POST":
             return self._let_in(request, await _posted(request), query)
         if (token := request.query_params.get(FIELD)) is not None:
+            if not asks_for_html(request.headers.get("accept", "")):
+                self._expect_token(token)
+                return None
             pieces = query.split("&")
             return self._let_in(request, token, "&".join(each for each in pieces if _name(each) != FIELD))
         if self._is_cookie(request.cookies.get(COOKIE, "")):

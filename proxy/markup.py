@@ -2,12 +2,14 @@
 
 import hashlib
 import html
+import re
 from importlib.resources import files
 from string import Template
 
 TEMPLATES = files("proxy") / "templates"  # it may lie in a zip
 ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "icon.svg": "image/svg+xml"}
 ASSETS_AT = "/log/"
+REFUSED = re.compile(r"q=0(\.0*)?")
 
 
 class Html(str):
@@ -44,3 +46,12 @@ def asset(name: str) -> bytes:
 def asset_url(name: str) -> str:
     """Return where a browser finds it. Another content has another URL, so that it may be kept for good."""
     return f"{ASSETS_AT}{name}?v={hashlib.sha256(asset(name)).hexdigest()[:12]}"
+
+
+def asks_for_html(accept: str) -> bool:
+    """Tell whether an Accept field names HTML, as a browser's does; who takes anything is none (RFC 9110 12.5.1)."""
+    for choice in accept.lower().split(","):
+        kind, *parameters = map(str.strip, choice.split(";"))
+        if kind == "text/html":
+            return not any(map(REFUSED.fullmatch, parameters))
+    return False

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from proxy import __version__
 from proxy.errors import Failure, MethodNotAllowed
 from proxy.exchange import new_id
-from proxy.markup import View
+from proxy.markup import View, asks_for_html
 from proxy.settings import Mode, Settings
 
 WELCOME = "Welcome to the OpenAI Reverse Proxy!"
@@ -61,7 +61,7 @@ def welcome(settings: Settings) -> Page:
     state = {"version": __version__, "mode": settings.mode, "target": settings.target.authority}
 
     def render(request: Request) -> Response:
-        if "text/html" not in request.headers.get("accept", ""):
+        if not asks_for_html(request.headers.get("accept", "")):
             return PlainTextResponse(WELCOME, headers=PAGE_HEADERS)
         base_url = str(request.base_url).rstrip("/")
         page = view(base_url=base_url, api_key=api_key, key_hint=key_hint, **state)

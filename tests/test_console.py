@@ -10,9 +10,9 @@ from proxy.console import OFTEN, PROBES
 from proxy.errors import UpstreamTimeout
 from proxy.markup import ASSETS, asset_url
 from proxy.settings import load
-from tests.conftest import desk_of
+from tests.conftest import Start, desk_of
 from tests.desk import BEARER, TOKEN, Desk
-from tests.peers import Heard, Pairs, request
+from tests.peers import Heard, Pairs, Upstream, answer, request
 
 BROWSER = (b"Accept", b"text/html,application/xhtml+xml,*/*;q=0.8")
 GUARDED = [b"/log", b"/log/live", b"/log_errors", b"/log_errors/live", b"/debug/runtime", b"/metrics", b"/health2"]
@@ -45,7 +45,8 @@ async def test_without_the_token_a_page_is_shut(desk: Desk, target: bytes) -> No
 @pytest.mark.parametrize("target", [target for target in GUARDED if not target.endswith(b"live")])
 async def test_the_token_opens_a_page_in_each_of_its_ways(desk: Desk, target: bytes) -> None:
     assert (await desk.get(target, BEARER)).status == 200
-    redirected = await desk.get(target + b"?a=b&access_token=" + TOKEN.encode())
+    assert (await desk.get(target + b"?a=b&access_token=" + TOKEN.encode())).status == 200
+    redirected = await desk.get(target + b"?a=b&access_token=" + TOKEN.encode(), BROWSER)
     assert (redirected.status, redirected.get(b"location")) == (303, target + b"?a=b")
     assert (await desk.get(target, cookie(redirected))).status == 200
     posted = await desk.post(target + b"?a=b", b"access_token=" + TOKEN.encode())
@@ -54,7 +55,7 @@ async def test_the_token_opens_a_page_in_each_of_its_ways(desk: Desk, target: by
 
 
 async def test_the_cookie_is_sent_to_the_pages_and_never_upstream(desk: Desk) -> None:
-    made = (await desk.get(b"/log?access_token=" + TOKEN.encode())).all(b"set-cookie")
+    made = (await desk.get(b"/log?access_token=" + TOKEN.encode(), BROWSER)).all(b"set-cookie")
     paths = {value.partition(b"Path=")[2].partition(b";")[0] for value in made}
     assert paths == {b"/log", b"/log_errors", b"/debug/runtime", b"/metrics", b"/health2"}
     assert all(b"HttpOnly" in value and b"SameSite=strict" in value and TOKEN.encode() not in value for value in made)
@@ -139,7 +140,7 @@ async def test_one_address_may_ask_sixty_times_a_minute_for_all_pages_together(d
 
 
 async def test_a_wrong_token_is_told_of_once_a_minute_and_nothing_else_is(desk: Desk, told: list[str]) -> None:
-    redirected = await desk.get(b"/log?access_token=" + TOKEN.encode())
+    redirected = await desk.get(b"/log?access_token=" + TOKEN.encode(), BROWSER)
     for headers in ([], [BEARER], [cookie(redirected), (b"Authorization", b"Bearer another-door's")]):
         await desk.get(b"/log", *headers)
     assert told == []
@@ -206,7 +207,13 @@ async def test_the_upstream_is_not_asked_for_one_without_the_token(desk: Desk) -
 
 
 @pytest.mark.parametrize("target", [b"/log", b"/log_errors", b"/debug/runtime", b"/metrics", b"/health2"])
-async def test_a_slash_at_the_end_leads_to_the_page_and_never_upstream(desk: Desk, target: bytes) -> None:
-    for query in (b"", b"?route=a%2Fb"):
-        heard = await desk.get(target + b"/" + query)
-        assert (heard.status, heard.get(b"location")) == (308, target + query)
+async def test_a_slash_behind_a_page_is_another_path_and_relayed_without_the_cookie(
+    start: Start, upstream: Upstream, target: bytes
+) -> None:
+    upstream.says(answer(body=b"theirs"))
+    async with start(ACCESS_TOKEN=TOKEN) as proxy:
+        client = await proxy.connect()
+        await client.say(request("GET", target + b"/?a=b", [(b"Cookie", b"oxy_access=1.0; theirs=1")]))
+        assert (await client.hear()).body == b"theirs"
+    heard = upstream.heard[0]
+    assert (heard.target, heard.get(b"cookie")) == (target + b"/?a=b", b"theirs=1")

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.errors import BodyTooLarge, Forbidden
-from proxy.login import COOKIE, LIFE, Login
+from proxy.login import COOKIE, LIFE, Login, WrongToken
 
 TOKEN = "a-token&of=many+characters;"
 QUOTED = quote(TOKEN)
 PATHS = ("/log", "/metrics")
 PAIR = tuple[str, str]
+BROWSER = ("accept", "text/html,*/*;q=0.8")
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def cookies(response: Response | None) -> list[SimpleCookie]:
 
 @pytest.fixture
 async def cookie(login: Login) -> str:
-    (first, *_) = cookies(await login.check(request(query=f"access_token={QUOTED}")))
+    (first, *_) = cookies(await login.check(request(BROWSER, query=f"access_token={QUOTED}")))
     return first[COOKIE].value
 
 
@@ -91,9 +92,16 @@ async def test_nothing_else_does(login: Login, headers: list[PAIR]) -> None:
     ],
 )
 async def test_a_token_in_the_query_is_redirected_away_from(login: Login, query: str, location: str) -> None:
-    response = await login.check(request(query=query.format(QUOTED)))
+    response = await login.check(request(BROWSER, query=query.format(QUOTED)))
     assert response is not None
     assert (response.status_code, response.headers["location"]) == (303, location)
+
+
+@pytest.mark.parametrize("accept", [(), (("accept", "*/*"),), (("accept", "text/html;q=0"),)])
+async def test_who_is_no_browser_needs_no_jar_for_cookies(login: Login, accept: tuple[PAIR, ...]) -> None:
+    assert await login.check(request(*accept, query=f"access_token={QUOTED}")) is None
+    with pytest.raises(WrongToken):
+        await login.check(request(*accept, query="access_token=wrong"))
 
 
 async def test_the_cookie_opens_for_its_time_and_holds_no_token(login: Login, cookie: str) -> None:
@@ -104,7 +112,7 @@ async def test_the_cookie_opens_for_its_time_and_holds_no_token(login: Login, co
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_the_cookie_goes_to_the_pages_alone_and_to_no_script(login: Login, scheme: str) -> None:
-    made = cookies(await login.check(request(query=f"access_token={QUOTED}", scheme=scheme)))
+    made = cookies(await login.check(request(BROWSER, query=f"access_token={QUOTED}", scheme=scheme)))
     assert [each[COOKIE]["path"] for each in made] == list(PATHS)
     for each in made:
         facts = each[COOKIE]
@@ -116,7 +124,7 @@ async def test_the_cookie_goes_to_the_pages_alone_and_to_no_script(login: Login,
 
 
 async def test_the_cookie_is_secure_where_tls_ended_before_us(login: Login) -> None:
-    asked = request(("x-forwarded-proto", "https"), query=f"access_token={QUOTED}")
+    asked = request(BROWSER, ("x-forwarded-proto", "https"), query=f"access_token={QUOTED}")
     assert all(each[COOKIE]["secure"] for each in cookies(await login.check(asked)))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.markup import ASSETS, Html, View, asset, asset_url, joined
+from proxy.markup import ASSETS, Html, View, asks_for_html, asset, asset_url, joined
 
 TEMPLATES = Path(__file__).parent.parent / "proxy" / "templates"
 
@@ -38,3 +38,19 @@ def test_a_file_asks_no_other_host_and_its_address_changes_with_it(name: str) ->
     assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", text)
     assert re.fullmatch(rf"/log/{re.escape(name)}\?v=[0-9a-f]{{12}}", asset_url(name))
     assert len({asset_url(name) for name in ASSETS}) == len(ASSETS)
+
+
+@pytest.mark.parametrize(
+    ("accept", "asked_for"),
+    [
+        ("text/html", True),
+        ("application/json, Text/HTML;charset=utf-8;Q=0.1", True),
+        ("text/html;q=0", False),
+        ("text/html ; level=1 ; q=0.000, */*", False),
+        ("text/html-sandboxed, x/text/html", False),
+        ("*/*", False),
+        ("", False),
+    ],
+)
+def test_html_is_asked_for_by_its_name(accept: str, asked_for: bool) -> None:
+    assert asks_for_html(accept) is asked_for

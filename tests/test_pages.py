@@ -26,7 +26,7 @@ async def page(client: Peer, host: bytes) -> str:
     return (await client.hear()).body.decode()
 
 
-@pytest.mark.parametrize("accept", [None, b"*/*", b"text/plain", b"application/json"])
+@pytest.mark.parametrize("accept", [None, b"*/*", b"text/plain", b"text/html;q=0"])
 async def test_whoever_does_not_ask_for_html_is_welcomed_in_one_line(client: Peer, accept: bytes | None) -> None:
     await client.say(request("GET", b"/", [(b"Accept", accept)] if accept else []))
     heard = await client.hear()
@@ -35,8 +35,9 @@ async def test_whoever_does_not_ask_for_html_is_welcomed_in_one_line(client: Pee
     assert heard.get(b"vary") == b"Accept"
 
 
-async def test_a_browser_is_welcomed_with_a_page_that_runs_nothing(client: Peer) -> None:
-    await client.say(request("GET", b"/?from=anywhere", [BROWSER]))
+@pytest.mark.parametrize("accept", [BROWSER, (b"Accept", b"TEXT/HTML; Q=0.5")])
+async def test_a_browser_is_welcomed_with_a_page_that_runs_nothing(client: Peer, accept: tuple[bytes, bytes]) -> None:
+    await client.say(request("GET", b"/?from=anywhere", [accept]))
     heard = await client.hear()
     assert heard.status == 200
     assert heard.get(b"content-type") == b"text/html; charset=utf-8"
