@@ -67,7 +67,11 @@ AUDIO = ([(b"Content-Disposition", b'form-data; name="file"; filename="a.wav"')]
     [
         ([FILE], [AUDIO, MODEL, FORMAT, TEMPERATURE]),
         ([field("model", b"m"), FILE], [part("model", b"m"), AUDIO, FORMAT, TEMPERATURE]),
-        ([FILE, field("temperature", b"")], [AUDIO, part("temperature", b""), MODEL, FORMAT]),
+        (
+            [field("model", b""), FILE, field("temperature", b""), field("prompt", b""), field("model", b"m")],
+            [AUDIO, part("prompt", b""), part("model", b"m"), FORMAT, TEMPERATURE],
+        ),
+        ([FILE, field("temperature", b"")], [AUDIO, MODEL, FORMAT, TEMPERATURE]),
         ([field(name, b"1") for name in OWN] + [FILE], [AUDIO, MODEL, FORMAT, TEMPERATURE]),
         ([FILE] + [field(name, b"1") for name in OWN], [AUDIO, MODEL, FORMAT, TEMPERATURE]),
         (
@@ -79,7 +83,16 @@ AUDIO = ([(b"Content-Disposition", b'form-data; name="file"; filename="a.wav"')]
             [part("Timeout", b"1"), part(" timeout", b"2"), AUDIO, MODEL, FORMAT, TEMPERATURE],
         ),
     ],
-    ids=["file alone", "model first", "empty field", "own first", "own last", "several", "like our own"],
+    ids=[
+        "file alone",
+        "model first",
+        "empty and not",
+        "empty field",
+        "own first",
+        "own last",
+        "several",
+        "like our own",
+    ],
 )
 def test_own_parts_are_taken_out_and_defaults_added(said: list[bytes], heard: list[Part]) -> None:
     assert parts(rewritten(Form(CONTENT_TYPE, OWN), [*said, CLOSE]), b"b") == heard
@@ -93,7 +106,7 @@ def test_own_parts_are_taken_out_and_defaults_added(said: list[bytes], heard: li
         ([FILE], None),
         ([field("model", b"m\xff"), field("model", b"n")], "m\ufffd"),
         ([field("model", b"m" * 3000)], "m" * 1024),
-        ([field("model", b""), FILE, CLOSE], None),
+        ([field("model", b""), FILE, CLOSE], "whisper-1"),
     ],
 )
 @pytest.mark.parametrize("cut", [1, 100_000])
@@ -222,7 +235,7 @@ EVERYTHING = b"".join(
         CLOSE + b"after",
     )
 )
-OF_EVERYTHING = [part("prompt", b"\r\n--\r\n-\r--bb\r\n"), AUDIO, part("model", b""), FORMAT, TEMPERATURE]
+OF_EVERYTHING = [part("prompt", b"\r\n--\r\n-\r--bb\r\n"), AUDIO, MODEL, FORMAT, TEMPERATURE]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11])
@@ -425,8 +438,9 @@ def test_any_form_in_any_pieces_loses_our_fields_and_gains_the_defaults(
     heard = rewritten(rewriting, [bytes(body[start:end]) for start, end in pairwise(ends)])
 
     names = [name for name, _ in said]
-    missing = [part(name, value.encode()) for name, value in DEFAULTS if name not in names]
-    assert parts(heard, boundary) == [each for name, each in said if name not in OWN] + missing
+    kept = [(name, each) for name, each in said if name not in OWN and (each[1] or name not in dict(DEFAULTS))]
+    missing = [part(name, value.encode()) for name, value in DEFAULTS if name not in dict(kept)]
+    assert parts(heard, boundary) == [each for _, each in kept] + missing
     ours = [(name, own_value(content)) for name, (_, content) in said if name in OWN]
     assert rewriting.own == dict(reversed(ours))
     assert rewriting.repeated == {name for name in OWN if names.count(name) > 1}

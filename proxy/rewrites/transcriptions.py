@@ -1,8 +1,9 @@
 """A form for `POST /openai/audio/transcriptions`, rewritten as it streams (RFC 7578).
 
 Rules of the house: no I/O. The proxy's own fields are taken out wherever they stand. Every other part goes on, its
-header fields as they were said and its content byte for byte; defaults follow behind the last one. However long the
-form, nothing is held but the head of one part, one value for each own field, and bytes that may begin a boundary.
+header fields as they were said and its content byte for byte; but an empty field for which there is a default is none.
+Defaults follow behind the last part. However long the form, nothing is held but the head of one part, one value for
+each own field, and bytes that may begin a boundary.
 """
 
 import logging
@@ -16,6 +17,7 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 from proxy.errors import BadRequest, Pairs
 
 DEFAULTS = (("model", "whisper-1"), ("response_format", "json"), ("temperature", "0"))
+NAMES = frozenset(dict(DEFAULTS))
 
 MOST_BOUNDARY = 70  # RFC 2046 5.1.1
 MOST_HEAD = 8192  # bytes of all header fields of a part
@@ -64,6 +66,7 @@ class Form:
         self._name = ""  # of the part whose content is being heard
         self._delimiter = b"--" + boundary
         self._ready: list[bytes] = []
+        self._held: list[bytes] = []  # the head of a part that is none if it has no content
         self._parser = self._begun_parser(boundary)
 
     @property
@@ -144,16 +147,18 @@ class Form:
         if self._name in self._names:
             self._room = MOST_VALUE
             return
-        self._defaults.pop(self._name, None)
         self._in_model = self._name == "model" and not self._model
         self.file_begun = self.file_begun or self._name == "file"
-        self._ready.append(self._rendered(self._head))
+        (self._held if self._name in NAMES else self._ready).append(self._rendered(self._head))
 
     def _hear_content(self, data: bytes, start: int, end: int) -> None:
         if self._name in self._names:
             self._take_room(end - start)
             self._value += data[start:end]
         elif self._name:
+            if self._held:
+                self._defaults.pop(self._name, None)
+                self._ready.append(self._held.pop())
             self._ready.append(data[start:end])
             if self._in_model:
                 self._model += data[start : min(end, start + MOST_MODEL - len(self._model))]
@@ -161,6 +166,8 @@ class Form:
     def _end_part(self) -> None:
         if self._name in self._names:
             self._keep()
+        elif self._held:
+            self._held.clear()
         elif self._name:
             self._ready.append(b"\r\n")
         self._name = ""
