@@ -113,10 +113,10 @@ class Upstream:
                     return answer
                 await answer.close()
                 reason, pause = f"status {answer.status}", asked_for(answer.headers) or backoff(exchange.retries)
-            exchange.retries += 1
-            attempt = f"attempt {exchange.retries + 1} of {RETRIES + 1}"
+            attempt = f"attempt {exchange.retries + 2} of {RETRIES + 1}"
             log.info("exchange %s (%s): %s in %.1f s after %s", exchange.id, exchange.route, attempt, pause, reason)
             await asyncio.sleep(pause)
+            exchange.retries += 1  # not before: the client may be gone by then
             if isinstance(call.body, Whole):
                 call.body = call.body.again()
         return await self._open(call)

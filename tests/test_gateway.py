@@ -176,6 +176,15 @@ async def silent(client: Peer, upstream: Upstream) -> None:
     await client.hear()
 
 
+async def hanging_up_before_another_try(client: Peer, upstream: Upstream) -> None:
+    await client.say(request("GET", b"/openai2/resp_1", [(b"X-API-Key", CLIENT_KEY.encode())]))
+    there = await upstream.accept()
+    await there.head()
+    await there.say(answer(503, [(b"Retry-After", b"60")]))
+    await asyncio.sleep(0.1)
+    client.abort()
+
+
 async def silent_in_the_midst(client: Peer, upstream: Upstream) -> None:
     await client.say(CHAT)
     there = await upstream.accept()
@@ -303,6 +312,11 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
     ),
     "a stream that breaks off": (breaking_off, {}, {"status": 200, "result": "upstream_transport", "bytes_out": 5}),
     "a client that hangs up": (hanging_up, {}, {"status": 499, "result": "client_cancelled", "cancelled": True}),
+    "a client that hangs up before another try": (
+        hanging_up_before_another_try,
+        {},
+        {"status": 499, "result": "client_cancelled", "retries": 0},
+    ),
     "a client that hangs up in a stream": (
         hanging_up_in_the_midst,
         {},
