@@ -38,7 +38,7 @@ def refusal(failure: Failure, exchange: Exchange | None = None) -> bytes:
     Where it ends an exchange that has begun, it has the ids of that one.
     """
     fields, body = as_answer(failure, exchange or Exchange(id=new_id(), method="", path=""))
-    return head_of(failure.status, fields) + END_OF_ALL + body
+    return last_head(failure.status, fields) + body
 
 
 def head_of(status: int, headers: Pairs) -> bytes:
@@ -47,6 +47,11 @@ def head_of(status: int, headers: Pairs) -> bytes:
     if has_any(b"".join(lines), b"\n", b"\r"):
         raise ValueError("a line break in a header field")  # whoever put it there would speak in our name
     return b"\r\n".join(lines)
+
+
+def last_head(status: int, headers: Pairs) -> bytes:
+    """Return the whole head of the last answer on a connection; a `Connection` that it has says so itself."""
+    return head_of(status, headers) + (END_OF_ALL if first(headers, b"connection") is None else END_OF_HEAD)
 
 
 class Line(Protocol):

@@ -19,7 +19,7 @@ from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from proxy.cycle import END_OF_ALL, head_of
+from proxy.cycle import last_head
 from proxy.errors import Pairs
 from proxy.exchange import GOING_AWAY
 from proxy.handshake import NONCE, examine_handshake
@@ -139,7 +139,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Say it to the client; an answer that is no session is a head, and then a body in one piece."""
         if message["type"] == "websocket.http.response.start":
-            self._refusal = head_of(message["status"], message["headers"]) + END_OF_ALL
+            self._refusal = last_head(message["status"], message["headers"])
         elif self._refusal:
             self.handshake_complete = self.close_sent = True
             self.transport.write(self._refusal + message["body"])

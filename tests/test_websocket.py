@@ -852,6 +852,7 @@ async def test_switched_off_it_answers_with_426(start: Start, far: Far) -> None:
         response = await refused(proxy)
     assert response.status_code == 426
     assert fields(response, "Upgrade") == ["HTTP/1.1"]
+    assert fields(response, "Connection") == ["upgrade, close"]
     assert json.loads(response.body)["error"]["code"] == "OPENAI_PROXY_BAD_REQUEST"
     assert not far.heard
 
@@ -912,6 +913,7 @@ async def test_a_handshake_that_is_none_is_refused(
     assert json.loads(back.body)["error"]["code"] == "OPENAI_PROXY_BAD_REQUEST"
     if status == 426:
         assert (back.get(b"sec-websocket-version"), back.get(b"upgrade")) == (b"13", b"websocket")
+    assert back.all(b"connection") == [b"upgrade, close" if status == 426 else b"close"]
     await client.closed()
     assert not far.heard
 
