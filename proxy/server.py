@@ -20,7 +20,6 @@ import uvicorn
 from proxy import __version__, native
 from proxy.app import MOST_RELAYED, MOST_SHAPED, create_app, relay_app
 from proxy.dial import prepare
-from proxy.guard import share
 from proxy.lines import News
 from proxy.openfiles import allow
 from proxy.redaction import RedactedFormatter, Redaction
@@ -148,15 +147,17 @@ def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> 
 
 
 def make_room(settings: Settings) -> None:
-    """Let each process have two sockets open for each exchange of its bound; say where it may not."""
-    total, workers = settings.max_parallel, settings.workers
-    most = share(total, workers) if total else share(MOST_RELAYED, workers) + share(MOST_SHAPED, workers)
+    """Let each process have two sockets open for each exchange of the bound; say where it may not.
+
+    The bound is one for all processes, and any of them may happen to have all of it.
+    """
+    most = settings.max_parallel or MOST_RELAYED + MOST_SHAPED
     needed = 2 * most + RESERVE
     if (allowed := allow(needed)) < needed:
         log.warning(
             "a process may have %s files open, and %s exchanges at once take up to %s: raise the hard limit "
             "(ulimit -Hn, LimitNOFILE), or set OPENAI_PROXY_MAX_PARALLEL_REQUESTS to %s",
-            *(allowed, most, needed, max(1, (allowed - RESERVE) // 2) * workers),
+            *(allowed, most, needed, max(settings.workers, (allowed - RESERVE) // 2)),
         )
 
 
