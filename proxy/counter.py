@@ -3,8 +3,9 @@
 What a body says is believed, or complained of, only once the client's key is known to be right.
 """
 
-import asyncio
+import json
 import re
+from dataclasses import dataclass
 
 from proxy.access import CREDENTIALS, Access
 from proxy.downstream import Downstream
@@ -19,18 +20,30 @@ from proxy.whole import OF_THE_BYTES, Aside
 
 MOST_OF_ALL_OBJECTS = 512 * MEGABYTE  # in memory
 MOST_OF_ALL_FORMS = 4096 * MEGABYTE  # on disk
+MOST_OF_A_FORM = 512 * MEGABYTE
+STRANGERS = 4  # senders whose key is not known yet have a fourth of that besides, or room for one body
+MOST_STRANGERS_ASIDE = 32  # each takes some 30 ms at worst
 
 STEP = 4 * MEGABYTE
 TRIES = 100  # places of a body in which a key could stand
 SECURITY_KEY = b'"security_key"'
-VALUE = re.compile(rb'\s{0,99}+:\s{0,99}+"([^"\\]{1,999}+)"')
+VALUE = re.compile(rb'\s{0,99}+:\s{0,99}+("(?:[^"\\]|\\.){1,999}+")')
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What bodies of some senders have to themselves: memory for objects, disk for forms, a thread for what is long."""
+
+    objects: Budget
+    forms: Budget
+    aside: Aside
 
 
 class Counter:
     """Where every convenience request comes by.
 
-    `max_body` is how many bytes of a JSON object are taken; `objects` and `forms` bound the bytes of all that come at
-    once, since whoever sends them may turn out to have no key. `aside` is where long objects are looked into.
+    `max_body` is how many bytes of a JSON object are taken. A body waits with those of senders who are `known`, or of
+    `strangers`, who may turn out to have no key: whatever those hold back, they take no room from the others.
     """
 
     def __init__(self, settings: Settings, access: Access, relay: Relay) -> None:
@@ -38,36 +51,30 @@ class Counter:
         self._relay = relay
         self._default = settings.upstream_timeout
         self._most = settings.upstream_max_timeout
-        self.objects = Budget(share(MOST_OF_ALL_OBJECTS, settings.workers))
-        self.max_body = min(settings.max_body, self.objects.limit)  # what is more would find no room, ever
-        self.forms = Budget(share(MOST_OF_ALL_FORMS, settings.workers))
-        self.aside = Aside(self.objects)
+        objects = share(MOST_OF_ALL_OBJECTS, settings.workers)
+        forms = share(MOST_OF_ALL_FORMS, settings.workers)
+        self.max_body = min(settings.max_body, objects)  # what is more would find no room, ever
+        known, strange = Budget(objects), Budget(besides(objects, self.max_body))
+        self.known = Room(known, Budget(forms), Aside(known))
+        self.strangers = Room(strange, Budget(besides(forms, MOST_OF_A_FORM)), Aside(strange, MOST_STRANGERS_ASIDE))
 
-    async def is_shown_in(self, body: bytes) -> bool:
-        """Tell whether a client's key stands in an object's text, its name without escapes. Raises `Overloaded`."""
-        self.objects.take(len(body))
-        try:
-            return await self._is_in(body)
-        finally:
-            self.objects.give(len(body))
+    def room(self, downstream: Downstream, own: Own) -> Room:
+        """Return where the body of a request waits, by what header and query say of its sender."""
+        return self.known if self._admitted(downstream, own) is not None else self.strangers
 
-    async def _is_in(self, body: bytes) -> bool:
+    def is_shown_in(self, text: bytes) -> bool:
+        """Tell whether a client's key stands in an object's text, its name without escapes. It takes milliseconds."""
         at, tries = 0, TRIES
-        while tries and at < len(body):
-            await asyncio.sleep(0)  # some milliseconds are behind it
-            end = at + STEP
-            if (found := body.find(SECURITY_KEY, at, end + len(SECURITY_KEY))) < 0:
+        while tries and at < len(text):
+            end = at + STEP  # nothing interrupts a step, which takes some milliseconds
+            if (found := text.find(SECURITY_KEY, at, end + len(SECURITY_KEY))) < 0:
                 at = end
                 continue
             at, tries = found + len(SECURITY_KEY), tries - 1
-            shown = VALUE.match(body, at)
-            if shown and self._access.is_client_key(shown[1]):
+            shown = VALUE.match(text, at)
+            if shown and self._access.is_client_key(unescaped(shown[1])):
                 return True
         return False
-
-    def knows(self, downstream: Downstream, own: Own) -> bool:
-        """Tell whether header or query bear a client's key, where one is asked for."""
-        return self._admitted(downstream, own) is not None
 
     def ready(self, downstream: Downstream, own: Own) -> bool:
         """Tell whether header and query say enough for a call: the client's key, and one for the upstream."""
@@ -118,6 +125,19 @@ class Counter:
             return [pair for pair in pairs if pair[0] not in theirs | CREDENTIALS] + self._access.presented(own)
         pairs = [pair for pair in pairs if pair[0] not in theirs] + own
         return pairs + self._access.signature(pairs)
+
+
+def besides(room: int, one: int) -> int:
+    """Return how much room there is for strangers, where one of their bodies may take so much."""
+    return max(room // STRANGERS, min(room, one))
+
+
+def unescaped(text: bytes) -> bytes:
+    """Return what a string of JSON says, b"" for what is none."""
+    try:
+        return str(json.loads(text)).encode("utf-8", "surrogatepass")
+    except ValueError:
+        return b""
 
 
 def framing(method: str, body: Body | None, content_type: bytes | None) -> Pairs:

@@ -2,19 +2,17 @@
 
 import asyncio
 
-from proxy.counter import Counter, with_query
+from proxy.counter import MOST_OF_A_FORM, Counter, with_query
 from proxy.downstream import Downstream
 from proxy.errors import BadRequest
 from proxy.exchange import Body, Call, Exchange
-from proxy.own import NAMES, split_query
+from proxy.own import NAMES, Own, split_query
 from proxy.rewrites.transcriptions import Form
 from proxy.spool import Resumed, Spool
 from proxy.usage import model_of
-from proxy.values import MEGABYTE
 from proxy.whole import too_large
 
 TARGET = b"/v1/audio/transcriptions"
-MOST_OF_A_FORM = 512 * MEGABYTE
 
 
 class Forms:
@@ -29,17 +27,17 @@ class Forms:
 
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Read of the form what has to be known before the call, and make the call."""
-        spool = Spool(self._counter.forms)
+        query, own = split_query(downstream.query)
+        spool = Spool(self._counter.room(downstream, own).forms)
         try:
-            call = await self._call(exchange, downstream, spool)
+            call = await self._call(exchange, downstream, spool, query, own)
         except BaseException:
             spool.close()
             raise
         call.release = spool.close
         return call
 
-    async def _call(self, exchange: Exchange, downstream: Downstream, spool: Spool) -> Call:
-        query, own = split_query(downstream.query)
+    async def _call(self, exchange: Exchange, downstream: Downstream, spool: Spool, query: bytes, own: Own) -> Call:
         try:
             rewritten = Rewritten(plain(downstream), Form(downstream.fields.get(b"content-type", b""), NAMES))
         except BadRequest as problem:

@@ -16,8 +16,7 @@ from proxy.values import MEGABYTE
 from proxy.whole import MOST_AT_ONCE, Whole, expanded, read_whole
 
 JSON = b"application/json"
-# Of a body whose key stands in it. A coded one was a thousandth of that on its way. In a plain one that is longer the
-# key is looked for first: to read it takes up to twelve times its size, and C code that nothing interrupts.
+# Of a coded body whose key stands in it: it was a thousandth of that on its way.
 MOST_OF_A_STRANGERS = 8 * MEGABYTE
 
 
@@ -50,7 +49,7 @@ class Objects:
                 own.add(name, found.value)
         admitted = self._counter.admit(exchange, downstream, own, complaint)
         size = sum(len(found.text) for found in members.values())
-        members, text = await self._counter.aside.do_if_long(size, partial(self._rewritten, members))
+        members, text = await self._counter.known.aside.do_if_long(size, partial(self._rewritten, members))
         if (model := members.get("model")) is not None:
             exchange.asked = model_of(model.value)
         body = None if self._empty == "nothing" and not members else Whole(text)
@@ -67,19 +66,18 @@ class Objects:
         return members, write(members).encode()
 
     async def _members(self, downstream: Downstream, own: Own) -> tuple[Members, Failure | None]:
-        limit = self._counter.max_body
-        body = await read_whole(downstream.upload, limit, self._counter.objects)
+        limit, room = self._counter.max_body, self._counter.room(downstream, own)
+        body = await read_whole(downstream.upload, limit, room.objects)
         if not body and self._empty != "refused":
             return {}, None
         coding = downstream.fields.get(b"content-encoding", b"")
-        plain = is_identity(coding)
-        if plain and len(body) <= MOST_AT_ONCE:
+        if is_identity(coding) and len(body) <= MOST_AT_ONCE:
             return read(body)
-        if not self._counter.knows(downstream, own):
-            if plain and len(body) > MOST_OF_A_STRANGERS and not await self._counter.is_shown_in(body):
-                return {}, None
-            limit = limit if plain else min(limit, MOST_OF_A_STRANGERS)
-        return await self._counter.aside.do(len(body), partial(unfolded, body, coding, limit))
+        if room is self._counter.strangers:
+            work = partial(of_a_stranger, body, coding, min(limit, MOST_OF_A_STRANGERS), self._counter.is_shown_in)
+        else:
+            work = partial(unfolded, body, coding, limit)
+        return await room.aside.do(len(body), work)
 
 
 def unfolded(body: bytes, coding: bytes, limit: int) -> tuple[Members, Failure | None]:
@@ -88,6 +86,20 @@ def unfolded(body: bytes, coding: bytes, limit: int) -> tuple[Members, Failure |
         return read(expanded(body, coding, limit))
     except (BadRequest, BodyTooLarge) as complaint:
         return {}, complaint
+
+
+def of_a_stranger(
+    body: bytes, coding: bytes, limit: int, is_shown_in: Callable[[bytes], bool]
+) -> tuple[Members, Failure | None]:
+    """Return the same, but none of a long text in which no client's key stands.
+
+    To read it takes up to twelve times its size, and time that the senders behind it wait.
+    """
+    try:
+        text = expanded(body, coding, limit)
+    except (BadRequest, BodyTooLarge) as complaint:
+        return {}, complaint
+    return read(text) if len(text) <= MOST_AT_ONCE or is_shown_in(text) else ({}, None)
 
 
 class Queries:

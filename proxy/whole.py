@@ -9,12 +9,13 @@ from typing import TypeVar
 from proxy.codings import is_identity
 from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
 from proxy.exchange import Answer, Body, Sink
-from proxy.guard import Budget
+from proxy.guard import Budget, Guard
 from proxy.headers import first
 from proxy.values import MEGABYTE
 
 MOST_OF_AN_ANSWER = 64 * MEGABYTE
 MOST_AT_ONCE = 64 * 1024  # bytes of JSON that the loop's thread reads, in some milliseconds at worst
+MOST_ASIDE = 1024  # longer ones that wait for their turn
 # What says something about the bytes of a body ends with them (RFC 9110 8, RFC 9530).
 OF_THE_BYTES = frozenset(
     (
@@ -70,20 +71,23 @@ async def read_whole(body: Body | None, limit: int, budget: Budget) -> bytes:
 class Aside:
     """Where what takes long with bodies is done: in a thread of its own, one after the other.
 
-    The others' exchanges go on meanwhile, whoever sends such bodies, and however many; `budget` counts their bytes.
+    The others' exchanges go on meanwhile, whoever sends such bodies, and however many; `budget` counts their bytes, and
+    no more than `most` wait for their turn.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, most: int = MOST_ASIDE) -> None:
         self._budget = budget
+        self._places = Guard(most)
         self._thread = ThreadPoolExecutor(1, "oxy-json")
 
     async def do(self, size: int, work: Callable[[], T]) -> T:
         """Do the work on so many bytes and return its result. Raises `Overloaded`, and what the work raises."""
-        self._budget.take(size)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        finally:
-            self._budget.give(size)
+        with self._places:
+            self._budget.take(size)
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            finally:
+                self._budget.give(size)
 
     async def do_if_long(self, size: int, work: Callable[[], T]) -> T:
         """Do the work here and now where that takes no longer than to hand it over."""

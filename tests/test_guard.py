@@ -12,7 +12,7 @@ from proxy.app import bounds
 from proxy.errors import Overloaded
 from proxy.guard import Budget, Guard, SharedGuard, SharedTraffic, Traffic, share
 from proxy.tally import IN_FLIGHT, MOST, RELAYED, VARIABLE, Tally, laid_out
-from tests.conftest import SWAP, SettingsOf, Start
+from tests.conftest import CLIENT_KEY, SWAP, SettingsOf, Start
 from tests.peers import Peer, Upstream, answer, chunked, request
 
 CHAT = b'{"security_key": "client-key-of-a-test", "model": "m", "messages": []}'
@@ -195,3 +195,41 @@ async def test_bodies_whose_senders_are_not_known_yet_have_bounded_room(
         third = await proxy.connect()
         await third.say(half + b" " * 300)
         assert (await third.hear()).status == 403
+
+
+HALF_AN_OBJECT = b"POST /openai HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+HALF_A_FORM = (
+    b"POST /openai/audio/transcriptions HTTP/1.1\r\nHost: h\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b'Content-Length: %d\r\n\r\n--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+)
+A_FORM = (
+    b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    b'x\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b--\r\n'
+)
+KNOWN = (b"X-API-Key", CLIENT_KEY.encode())
+AS_A_FORM = (b"Content-Type", b"multipart/form-data; boundary=b")
+
+
+@pytest.mark.parametrize(
+    ("half", "entire"),
+    [
+        (HALF_AN_OBJECT, request("POST", b"/openai", [KNOWN], b'{"a": "%b"}' % (b"x" * 600))),
+        (HALF_A_FORM, request("POST", b"/openai/audio/transcriptions", [KNOWN, AS_A_FORM], A_FORM)),
+    ],
+    ids=["objects", "forms"],
+)
+async def test_strangers_who_hold_their_last_bytes_back_take_no_room_from_those_whose_key_is_known(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, half: bytes, entire: bytes
+) -> None:
+    monkeypatch.setattr("proxy.counter.MOST_OF_ALL_OBJECTS", 1000)
+    monkeypatch.setattr("proxy.counter.MOST_OF_ALL_FORMS", 1000)
+    upstream.says(answer())
+    async with start(**SWAP) as proxy:
+        first, second = await proxy.connect(), await proxy.connect()
+        await first.say(half % 950, b" " * 800)
+        await asyncio.sleep(0.05)
+        await second.say(half % 950, b" " * 800)
+        assert (await second.hear()).status == 503
+        known = await proxy.connect()
+        await known.say(entire)
+        assert (await known.hear()).status == 200

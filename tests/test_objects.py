@@ -466,37 +466,83 @@ RIGHT = b'"security_key" : "%b",' % KEY
         (DECOY, 403, False),
         (RIGHT, 200, True),
         (DECOY + RIGHT, 200, True),
+        (b'"security_key":"%b",' % KEY.replace(b"-", b"\\u002d"), 200, True),
+        (b'"a":{"security_key":"\\x"},' + RIGHT, 403, True),
         (b'"a":{"security_key":"%b"},' % KEY, 403, True),
         (b'"b":[' + b'{"security_key":7},' * (counter.TRIES - 1) + b"1]," + RIGHT, 200, True),
         (b'"b":[' + b'{"security_key":7},' * counter.TRIES + b"1]," + RIGHT, 403, False),
         (b'"b":"%b",' % (b"x" * (counter.STEP - 9)) + RIGHT, 200, True),
     ],
 )
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 async def test_a_long_body_in_which_no_key_stands_is_not_read(
-    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, beginning: bytes, status: int, read: bool
+    start: Start,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    beginning: bytes,
+    status: int,
+    *,
+    read: bool,
+    packed: bool,
 ) -> None:
     readings: list[int] = []
-    held: list[int] = []
-    unfolded, is_in = objects.unfolded, counter.Counter._is_in
 
-    def looked_through(self: counter.Counter, body: bytes) -> Any:
-        held.append(self.objects.held - len(body))
-        return is_in(self, body)
+    def noted(text: bytes) -> Any:
+        readings.append(len(text))
+        return jsontext.read(text)
 
-    monkeypatch.setattr(counter.Counter, "_is_in", looked_through)
-
-    def noted(body: bytes, *more: Any) -> Any:
-        readings.append(len(body))
-        return unfolded(body, *more)
-
-    monkeypatch.setattr(objects, "unfolded", noted)
+    monkeypatch.setattr(objects, "read", noted)
     upstream.says(answer())
-    body = b'{%b"x":"%b"}' % (beginning, b"x" * objects.MOST_OF_A_STRANGERS)
+    body = b'{%b"x":"%b"}' % (beginning, b"x" * whole.MOST_AT_ONCE)
+    sent, coding = (gzip.compress(body), [GZIP]) if packed else (body, [])
     async with start(**SWAP) as proxy:
-        assert (await ask(proxy, post(b"/openai2", body))).status == status
+        assert (await ask(proxy, post(b"/openai2", sent, *coding))).status == status
         assert readings == ([len(body)] if read else [])
-        assert held == [0], "it was not counted meanwhile, or not given back before"
-        assert (await ask(proxy, post(b"/openai2", body, SHOWN))).status == 200
+        assert (await ask(proxy, post(b"/openai2", sent, SHOWN, *coding))).status == (
+            400 if b"\\x" in beginning else 200
+        )
+
+
+@one_way
+async def test_a_stranger_s_text_of_the_length_that_the_loop_reads_is_read_without_looking_for_a_key(
+    start: Start, upstream: Upstream
+) -> None:
+    upstream.says(answer())
+    escaped = b'{"security\\u005fkey": "%b", "a": "%%b"}' % KEY
+    room = whole.MOST_AT_ONCE - len(escaped) + 2
+    async with start(**SWAP) as proxy:
+        for more, status in ((0, 200), (1, 403)):
+            for pack, coding in ((bytes, []), (gzip.compress, [GZIP])):
+                body = escaped % (b"x" * (room + more))
+                assert (await ask(proxy, post(b"/openai2", pack(body), *coding))).status == status
+
+
+@one_way
+async def test_strangers_whose_bodies_take_long_keep_nobody_waiting_whose_key_is_known(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_it, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> bool:
+        at_it.set()
+        assert go_on.wait(PATIENCE)
+        return False
+
+    monkeypatch.setattr(counter.Counter, "is_shown_in", slow)
+    monkeypatch.setattr(counter, "MOST_STRANGERS_ASIDE", 2)
+    long = {"a": "x" * whole.MOST_AT_ONCE}
+    upstream.says(answer())
+    async with start(**SWAP) as proxy:
+        strangers = [asyncio.ensure_future(ask(proxy, post(b"/openai2", long))) for _ in range(2)]
+        try:
+            await asyncio.to_thread(at_it.wait, PATIENCE)
+            await asyncio.sleep(0.05)
+            assert (await ask(proxy, post(b"/openai2", long))).status == 503
+            assert (await ask(proxy, post(b"/openai2", {"a": 1, "security_key": CLIENT_KEY}))).status == 200
+            assert (await ask(proxy, post(b"/openai2", long, SHOWN))).status == 200
+        finally:
+            go_on.set()
+        assert [(await each).status for each in strangers] == [403, 403]
 
 
 @one_way
