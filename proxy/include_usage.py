@@ -38,12 +38,14 @@ class IncludeUsage:
     async def shape(self, exchange: Exchange, downstream: Downstream) -> Call:
         """Make the call, and ask for usage in it where it is a streamed chat completion that does not."""
         call = await self._relay.shape(exchange, downstream)
-        body = call.body
-        if body is None or body.length is None or body.length > self._limit or not _may_be_chat(call):
+        upload = call.body
+        if upload is None or upload.length is None or upload.length > self._limit or not _may_be_chat(call):
             return call
-        content = await read_whole(body, self._limit, self._budget)
+        content = await read_whole(upload, self._limit, self._budget)
         asking = await self._aside.do_if_long(len(content), partial(asked, content))
-        call.body = Whole(asking or content)
+        self._budget.take(len(content))  # there is room: what it took was given back just now
+        call.body = body = Whole(asking or content, partial(self._budget.give, len(content)))
+        call.release = body.release
         if asking is not None:
             kept = [pair for pair in call.headers if pair[0] not in ASKED_WITH]
             call.headers, call.shaped = [*kept, (b"content-length", str(len(asking)).encode())], None

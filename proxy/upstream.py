@@ -103,7 +103,10 @@ class Upstream:
         if self.prepares:
             call.shaped = None
             await self.prepare(call)
+        body = call.body
         while call.idempotent and exchange.retries < RETRIES:
+            if isinstance(body, Whole):
+                call.body = body.again()  # what is sent is let go
             try:
                 answer = await self._open(call)
             except NO_ANSWER as problem:
@@ -117,8 +120,7 @@ class Upstream:
             log.info("exchange %s (%s): %s in %.1f s after %s", exchange.id, exchange.route, attempt, pause, reason)
             await asyncio.sleep(pause)
             exchange.retries += 1  # not before: the client may be gone by then
-            if isinstance(call.body, Whole):
-                call.body = call.body.again()
+        call.body = body
         return await self._open(call)
 
     async def prepare(self, call: Call) -> None:

@@ -30,20 +30,32 @@ T = TypeVar("T")
 
 
 class Whole:
-    """A body that is here."""
+    """A body that is here, and that it lets go of when it is taken.
 
-    def __init__(self, content: bytes) -> None:
+    `sent` is called once, when more is asked for, since whoever does has sent what was there, or when it is released.
+    """
+
+    def __init__(self, content: bytes, sent: Callable[[], None] | None = None) -> None:
         self.length = len(content)
-        self._content = self._rest = content
+        self._content = content
+        self._sent = sent
 
     async def read(self) -> bytes:
         """Return all of it, then nothing."""
-        content, self._rest = self._rest, b""
+        content, self._content = self._content, b""
+        if not content:
+            self.release()
         return content
 
     def again(self) -> "Whole":
-        """Return it as it was."""
+        """Return the same once more; nothing of this one may have been taken."""
         return Whole(self._content)
+
+    def release(self) -> None:
+        """Let go of what is kept for it."""
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            sent()
 
 
 async def read_whole(body: Body | None, limit: int, budget: Budget) -> bytes:

@@ -17,7 +17,7 @@ from proxy.include_usage import LONGEST_EVENT, WithoutUsage, asked, less_usage
 from proxy.recall import Recall
 from proxy.whole import MOST_AT_ONCE
 from tests.conftest import Start
-from tests.peers import Upstream, answer, chunked, request
+from tests.peers import PATIENCE, Upstream, answer, chunked, request
 
 CHAT = b'{"model": "m", "messages": [], "n": 1.50, "stream": true}'
 WORD = b'data: {"choices":[{"delta":{"content":"a, \\"choices\\":[] "}}],"usage":null}\n\n'
@@ -236,3 +236,25 @@ async def test_a_body_that_has_no_room_even_alone_passes_as_it_is(
         await client.say(request("POST", b"/v1/chat/completions", body=CHAT))
         assert (await client.hear()).body == b"whatever"
     assert upstream.heard[0].body == CHAT
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_a_body_counts_as_held_until_the_upstream_has_it_and_no_longer(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = CHAT[:-1] + b', "user": "%b"}' % (b"x" * 12_000_000)  # more than the sockets of a connection hold
+    monkeypatch.setattr("proxy.app.MOST_LOOKED_INTO", len(said) + len(CHAT))
+    chat = request("POST", b"/v1/chat/completions", body=said)
+    async with start(PROXY_INCLUDE_USAGE="1") as proxy:
+        first, second, third = [await proxy.connect() for _ in range(3)]
+        await first.say(chat)
+        slow = await upstream.accept()
+        await slow.head()
+        await second.say(chat)
+        assert (await second.hear()).status == 503
+        async with asyncio.timeout(PATIENCE):
+            await slow.reader.readexactly(len(said))  # and thinks; there is no end to be seen in what else it hears
+        await asyncio.sleep(0.05)
+        await third.say(chat)
+        thinking = await upstream.accept()
+        assert json.loads((await thinking.hear()).body)["stream_options"] == {"include_usage": True}

@@ -1,6 +1,7 @@
 """What is read whole is read within a bound, and unpacked within one."""
 
 import gzip
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -121,8 +122,29 @@ async def test_a_body_is_counted_while_it_comes_and_no_longer(room: int) -> None
 
 async def test_a_body_that_is_here_can_be_given_again() -> None:
     body = Whole(b"content")
+    for _ in range(2):
+        assert await body.again().read() == b"content"
+    assert await body.read() == b"content"
+
+
+async def test_a_body_that_was_taken_is_kept_by_nobody() -> None:
+    content = bytes(1000)
+    before = sys.getrefcount(content)
+    body = Whole(content)
     await body.read()
-    assert await body.again().read() == b"content"
+    assert sys.getrefcount(content) == before
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2, 3])
+async def test_that_a_body_is_sent_is_said_once_when_more_is_asked_for_or_it_is_released(reads: int) -> None:
+    said: list[int] = []
+    body = Whole(b"content", lambda: said.append(1))
+    for _ in range(reads):
+        await body.read()
+    assert said == [1] * (reads > 1)
+    body.release()
+    body.release()
+    assert said == [1]
 
 
 async def test_a_body_that_is_here_is_given_once() -> None:
