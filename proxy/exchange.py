@@ -1,7 +1,7 @@
 """The nouns that pass between the two banks: the exchange as it is known, the call as it goes out, the answer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import getrandbits
 from typing import Literal, Protocol
@@ -173,16 +173,19 @@ class Timeouts:
     pool: float | None
 
 
+Retell = Callable[[bytes, bytes], Awaitable[bytes]]
+
+
 @dataclass(slots=True)
 class Call:
     """The complete request for the upstream.
 
     `target` is path and query as they go on the wire. `headers` are those of the client that may cross, and our
     credentials; framing included, `Host` not. `body` is None where the request has none. `timeout` takes the place of
-    the setting. `retell` makes another body of that of a successful answer, which is read whole for it. `release` lets
-    go of what is kept for the body; whoever has the call calls it when the exchange is over. An `idempotent` one may
-    go out again where it came to nothing; its body can be read again. `shaped` is what it was made of, as long as
-    nothing but its length is its own: whoever changes target or headers takes that away.
+    the setting. `retell` makes another body of that of a successful answer, which is read whole for it, and of its
+    coding. `release` lets go of what is kept for the body; whoever has the call calls it when the exchange is over. An
+    `idempotent` one may go out again where it came to nothing. `shaped` is what it was made of, as long as nothing but
+    its length is its own: whoever changes target or headers takes that away.
     """
 
     method: str
@@ -190,7 +193,7 @@ class Call:
     headers: Pairs
     body: Body | None
     timeout: float | None = None
-    retell: Callable[[bytes], bytes] | None = None
+    retell: Retell | None = None
     release: Callable[[], None] | None = None
     idempotent: bool = False
     shaped: Shaped | None = None

@@ -13,7 +13,7 @@ from proxy.own import NAMES, Own, split_query
 from proxy.rewrites import responses
 from proxy.usage import model_of
 from proxy.values import MEGABYTE
-from proxy.whole import MOST_AT_ONCE, Whole, expanded, read_whole
+from proxy.whole import MOST_AT_ONCE, Whole, expanded, read_whole, told_anew
 
 JSON = b"application/json"
 # Of a coded body whose key stands in it: it was a thousandth of that on its way.
@@ -57,7 +57,7 @@ class Objects:
         call = self._counter.call(exchange, downstream, own, admitted, target=target, body=body, content_type=JSON)
         call.idempotent = self._idempotent
         if self._retell is not None:
-            call.retell = self._retell
+            call.retell = partial(told_anew, self._retell, self._counter.known.aside)
             call.headers = [pair for pair in call.headers if pair[0] != b"accept-encoding"]
         return call
 

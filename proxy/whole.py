@@ -4,11 +4,12 @@ import asyncio
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from proxy.codings import is_identity
 from proxy.errors import BadRequest, BodyTooLarge, Pairs, UpstreamUnreachable
-from proxy.exchange import Answer, Body, Sink
+from proxy.exchange import Answer, Body, Retell, Sink
 from proxy.guard import Budget, Guard
 from proxy.headers import first
 from proxy.values import MEGABYTE
@@ -163,24 +164,39 @@ class Retold:
         await self._answer.close()
 
 
-async def retold(answer: Answer, retell: Callable[[bytes], bytes], hear: Callable[[bytes], None]) -> Answer:
+async def retold(answer: Answer, retell: Retell, hear: Callable[[bytes], None]) -> Answer:
     """Return the answer with what `retell` makes of its body, or as it is where it tells of an error.
 
-    `hear` gets a copy of the body as it came. Raises `UpstreamUnreachable` where the body cannot be read, and what
-    `retell` raises.
+    `hear` gets a copy of the body as it came. Raises what `retell` raises, and `UpstreamUnreachable` where the body is
+    too large.
     """
     if not 200 <= answer.status < 300:
         return answer
     content = await gathered(answer, MOST_OF_AN_ANSWER)
     hear(content)
-    try:
-        content = expanded(content, first(answer.headers, b"content-encoding") or b"", MOST_OF_AN_ANSWER)
-    except (BadRequest, BodyTooLarge):
-        raise UpstreamUnreachable("The upstream's response cannot be read") from None
-    body = retell(content)
+    body = await retell(content, first(answer.headers, b"content-encoding") or b"")
     kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES]
     length = str(len(body)).encode()
     return Retold(answer, [*kept, (b"content-type", b"application/json"), (b"content-length", length)], body)
+
+
+async def told_anew(tell: Callable[[bytes], bytes], aside: Aside, content: bytes, coding: bytes) -> bytes:
+    """Return what `tell` makes of an answer's body, of one coding or none; where that takes long, it is done aside.
+
+    Raises `UpstreamUnreachable` where the body cannot be read, `Overloaded`, and what `tell` raises.
+    """
+    work = partial(unpacked_and_told, tell, content, coding)
+    # Its bytes are not counted: it is paid for, and refused, it would be asked for again.
+    return work() if is_identity(coding) and len(content) <= MOST_AT_ONCE else await aside.do(0, work)
+
+
+def unpacked_and_told(tell: Callable[[bytes], bytes], content: bytes, coding: bytes) -> bytes:
+    """Do so, wherever that is."""
+    try:
+        text = expanded(content, coding, MOST_OF_AN_ANSWER)
+    except (BadRequest, BodyTooLarge):
+        raise UpstreamUnreachable("The upstream's response cannot be read") from None
+    return tell(text)
 
 
 async def gathered(answer: Answer, most: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from proxy import counter, jsontext, objects, whole
+from proxy.rewrites import chat
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start
 from tests.peers import PATIENCE, Heard, Pairs, Upstream, answer, chunked, request
 
@@ -673,6 +674,32 @@ async def test_a_client_that_hangs_up_ends_the_work(proxy: Running, upstream: Up
 
 
 # ---- /chatgpt, the one answer that is made anew
+
+
+@one_way
+@pytest.mark.parametrize(
+    ("size", "coding", "where"),
+    [(0, [], "MainThread"), (whole.MOST_AT_ONCE, [], "oxy-json"), (0, [GZIP], "oxy-json")],
+    ids=["short", "long", "packed"],
+)
+async def test_a_long_answer_to_a_prompt_is_read_beside_the_loop(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, size: int, coding: Pairs, where: str
+) -> None:
+    reading: list[str] = []
+    members_of = jsontext.members_of
+
+    def noted(text: str) -> Any:
+        reading.append(threading.current_thread().name)
+        return members_of(text)
+
+    monkeypatch.setattr(chat, "members_of", noted)
+    monkeypatch.setattr(counter, "MOST_OF_ALL_OBJECTS", 1000)  # for what comes in, and not for what is paid for
+    completion = COMPLETION + b" " * size
+    upstream.says(answer(200, coding, gzip.compress(completion) if coding else completion))
+    async with start(**SWAP) as proxy:
+        back = await ask(proxy, post(b"/chatgpt", {"prompt": "Hi"}, SHOWN))
+    assert json.loads(back.body)["text"] == "Hi ü"
+    assert [name.partition("_")[0] for name in reading] == [where]
 
 
 @pytest.mark.parametrize("framing", ["length", "gzip", "deflate", "chunked", "until close"])

@@ -6,6 +6,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from proxy.errors import BadRequest, BodyTooLarge, Overloaded, Pairs, UpstreamUn
 from proxy.exchange import Answer, Sink
 from proxy.guard import Budget
 from proxy.values import MEGABYTE
-from proxy.whole import Retold, Whole, expanded, read_whole, retold
+from proxy.whole import Aside, Retold, Whole, expanded, read_whole, retold, told_anew
 
 PLENTY = Budget(1 << 40)
 Packer = Callable[[bytes], bytes]
@@ -79,8 +80,7 @@ class Told:
         self.closed = True
 
 
-def echo(body: bytes) -> bytes:
-    return b"<" + body + b">"
+echo = partial(told_anew, lambda body: b"<" + body + b">", Aside(PLENTY))
 
 
 # ---- requests

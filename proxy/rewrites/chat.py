@@ -132,12 +132,12 @@ def told(completion: bytes) -> bytes:
     """
     try:
         detail = completion.decode()
-        parsed = json.loads(detail)
-        content = parsed["choices"][0]["message"]["content"]
+        members = members_of(detail)  # in steps, between which others have their turn
+        content = members["choices"].value[0]["message"]["content"]  # type: ignore[index]  # or it is none
     except (ValueError, LookupError, TypeError, RecursionError):
         raise UpstreamUnreachable("The upstream's response is not a chat completion") from None
     answer = {
-        "id": parsed.get("id"),
+        "id": members["id"].value if "id" in members else None,
         "role": "assistant",
         "text": content or "",
         "parentMessageId": str(uuid4()),
