@@ -75,6 +75,8 @@ class History:
         if too_many := self._unwritten[:-MOST_UNWRITTEN]:
             del self._unwritten[: len(too_many)]
             self.dropped += len(too_many)
+        if self._db is not None and not self._unwritten and not self._stands():
+            self._hang_up()  # beside its log, which it would keep in place, nobody could begin another file
         now = time.monotonic()
         if now < self._not_before or not (self._unwritten or now >= self._next_pruning):
             return
@@ -144,6 +146,13 @@ class History:
     def _bounded(self, group: Group) -> tuple[int, str, str, str, str]:
         minute, route, model, key, status = group
         return minute, route, "" if model is None else self._model(model), key or "", status_class(status)
+
+    def _stands(self) -> bool:
+        """Tell whether the file that is open is still the one of that name."""
+        try:
+            return identity(self._path) == self._file
+        except OSError:
+            return False
 
     def _rest(self, problem: Exception) -> None:
         self._hang_up()

@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import psutil
 import pytest
 
 from proxy import history as room
@@ -174,6 +175,26 @@ def test_a_file_that_was_taken_away_is_noticed_and_made_anew(
     assert ["cannot be written" in message for message in caplog.messages] == [True]
     history.write([])
     assert Recall(file).totals()["requests"] == 1
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_who_has_nothing_to_write_lets_go_of_a_file_that_was_taken_away(
+    history: History, file: Path, told: list[str], another: bool
+) -> None:
+    def is_open() -> bool:
+        return any(Path(found.path) == moved for found in psutil.Process().open_files())
+
+    moved = file.with_name("moved")
+    history.write([written()])
+    file.rename(moved)
+    assert is_open()
+    if another:
+        file.touch()
+    history.write([])
+    assert not is_open(), "nobody else can begin a file beside its log"
+    history.write([written()])
+    assert Recall(file).totals()["requests"] == 1
+    assert not told
 
 
 def test_of_many_models_totals_tell_the_first_apart(
