@@ -1,14 +1,18 @@
 """A body that waits: in memory as far as it is short, on disk beyond."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from tempfile import TemporaryFile
-from typing import IO
+from threading import Lock
+from typing import IO, TypeVar
 
 from proxy.exchange import Body
 from proxy.guard import Budget
 
 IN_MEMORY = 1024 * 1024
+
+T = TypeVar("T")
 
 
 class Spool:
@@ -25,6 +29,7 @@ class Spool:
         self._held: list[bytes] = []
         self._holding = 0
         self._rewound = False
+        self._at_work = Lock()  # held by the thread that has the file
 
     async def write(self, piece: bytes) -> None:
         """Take a piece. Raises `Overloaded` where there is no room, `OSError` where the disk does not take it."""
@@ -41,26 +46,42 @@ class Spool:
             if not self._rewound:
                 self._rewound = True
                 await self._flush()
-                await asyncio.to_thread(self._file.seek, 0)
-            return await asyncio.to_thread(self._file.read, IN_MEMORY)
+                await self._aside(self._file.seek, 0)
+            return await self._aside(self._file.read, IN_MEMORY)
         content, self._held = b"".join(self._held), []
         return content
 
     def close(self) -> None:
-        """Let it all go."""
+        """Let it all go. Where a thread is still at it, another waits for that one, and the loop does not."""
         self._budget.give(self.length)
         self.length = 0
         self._held = []
-        if self._file is not None:
-            with suppress(OSError):  # what a full disk did not take is written once more, and nobody wants it
-                self._file.close()
+        if self._file is None:
+            return
+        if self._at_work.locked():
+            asyncio.get_running_loop().run_in_executor(None, close, self._file)
+        else:
+            close(self._file)
+
+    async def _aside(self, work: Callable[..., T], *given: object) -> T:
+        return await asyncio.to_thread(self._alone, work, *given)
+
+    def _alone(self, work: Callable[..., T], *given: object) -> T:
+        with self._at_work:
+            return work(*given)
 
     async def _flush(self) -> None:
         content, self._held, self._holding = b"".join(self._held), [], 0
         if self._file is None:
             # Not in a thread: if the client hung up meanwhile, a file that is made there would be nobody's to close.
             self._file = TemporaryFile()  # noqa: SIM115  `close` closes it
-        await asyncio.to_thread(self._file.write, content)
+        await self._aside(self._file.write, content)
+
+
+def close(file: IO[bytes]) -> None:
+    """Close a file. What a full disk did not take is written once more, and nobody wants it."""
+    with suppress(OSError):
+        file.close()
 
 
 class Resumed:

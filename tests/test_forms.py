@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
+from tests.test_connection import until
 
 PATH = b"/openai/audio/transcriptions"
 KEY = CLIENT_KEY.encode()
@@ -210,7 +211,7 @@ async def test_a_client_that_hangs_up_while_its_form_goes_on_ends_the_call(
     await there.head()
     await client.close()
     assert b"\r\n0\r\n" not in await there.rest()
-    assert [file.closed for file in spools] == [True]
+    await until(lambda: [file.closed for file in spools] == [True])
 
 
 async def test_a_client_that_hangs_up_while_its_form_waits_leaves_nothing(
@@ -222,7 +223,7 @@ async def test_a_client_that_hangs_up_while_its_form_waits_leaves_nothing(
         assert (await ask(proxy, request("GET", b"/health"))).status == 200
         await client.close()
     assert upstream.accepted == 0  # and no exchange outlived its client
-    assert all(file.closed for file in spools)
+    await until(lambda: all(file.closed for file in spools))
 
 
 @pytest.mark.parametrize("fields", [[], [SHOWN]], ids=["spooled", "streamed"])

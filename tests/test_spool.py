@@ -127,12 +127,20 @@ class Slow(BytesIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun, self.go = threading.Event(), threading.Event()
+        self.begun, self.go, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+        self.at_work = threading.Lock()
 
     def write(self, content: Any) -> int:
-        self.begun.set()
-        self.go.wait(10)
-        return super().write(content)
+        with self.at_work:
+            self.begun.set()
+            self.go.wait(10)
+            return super().write(content)
+
+    def close(self) -> None:
+        with self.at_work:  # as with files, whose buffers have a lock
+            super().close()
+        self.ended.set()
 
 
 async def test_a_slow_disk_holds_nobody_else_up_and_may_be_abandoned(disk: Disk) -> None:
@@ -145,7 +153,11 @@ async def test_a_slow_disk_holds_nobody_else_up_and_may_be_abandoned(disk: Disk)
     with pytest.raises(asyncio.CancelledError):
         await writing
     waiting.close()
+    waiting.close()
+    await asyncio.sleep(0)
+    assert not slow.closed
     slow.go.set()
+    await asyncio.to_thread(slow.ended.wait, 10)
     assert slow.closed
 
 
