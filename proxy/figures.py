@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 from proxy.tally import lives
@@ -72,6 +73,9 @@ class SharedFile:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / f"{os.getpid()}-{uuid.uuid4().hex}.json"  # a number of a process comes again
+        self._ended: set[str] = set()  # files of processes that have ended
+        self._left = Figures()  # what those have counted
+        self._reading = Lock()
 
     def write(self, figures: Figures) -> None:
         """Replace what is there, or raise `OSError` and leave it."""
@@ -84,12 +88,24 @@ class SharedFile:
             new.unlink(missing_ok=True)
             raise
 
-    def others(self, otherwise: Otherwise) -> Figures:
-        """Return the figures of all other processes that ever shared theirs in this folder, added up."""
+    def together(self, otherwise: Otherwise) -> Figures:
+        """Return the figures of all processes that ever shared theirs in this folder, as each did last, added up.
+
+        What those have left that have ended is read once, since it changes no more.
+        """
         together = Figures()
-        for file in self._folder.glob("*.json"):
-            if file != self._file:
-                together.add(_read(file), lives=lives(int(file.name.partition("-")[0])), otherwise=otherwise)
+        with self._reading:
+            for file in self._folder.glob("*.json"):
+                if file.name in self._ended:
+                    continue
+                alive = lives(int(file.name.partition("-")[0]))  # asked first: then nothing is written behind our back
+                figures = _read(file)
+                if alive:
+                    together.add(figures, lives=True, otherwise=otherwise)
+                else:
+                    self._left.add(figures, lives=False, otherwise=otherwise)
+                    self._ended.add(file.name)
+            together.add(self._left, lives=False, otherwise=otherwise)
         return together
 
 

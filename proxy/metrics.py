@@ -180,17 +180,18 @@ class Metrics:
         return [sum(together[gauge].values()) for gauge in gauges]
 
     def _of_all(self) -> Figures:
-        """Share our figures and return them as they were shared, together with those of the other workers.
+        """Share our figures and return those of all workers, ours too, as they were shared.
 
-        What is counted meanwhile is not in them: another worker, asked next, would not know it, and a counter falls.
+        What is not shared, because it is counted meanwhile or there is no room for it, is not in them: another worker,
+        asked next, would not know it, and a counter falls.
         """
-        together = Figures()
         with self._counting:
             self._share()
-            together.add(self._figures, lives=True, otherwise=OTHERWISE)
-        if self._file is not None:
-            together.add(self._file.others(OTHERWISE), lives=True, otherwise=OTHERWISE)
-        return together
+            if self._file is None:
+                alone = Figures()
+                alone.add(self._figures, lives=True, otherwise=OTHERWISE)
+                return alone
+        return self._file.together(OTHERWISE)
 
     def _share(self) -> None:
         """Bring the figures up to date, for the other workers too; what cannot be shared now is with the next."""
