@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,8 +19,10 @@ from uvicorn.server import ServerState
 
 from proxy import demo
 from proxy.demo import start_demo
+from proxy.guard import Budget, Guard
 from proxy.server import configure, listen
 from proxy.settings import Settings, load
+from proxy.upstream import Upstream as FarBank
 from tests.desk import TOKEN, Desk
 from tests.peers import PATIENCE, Peer, Upstream, connect
 from tests.tracing import import_all, is_untraced, traced, untraced
@@ -145,6 +148,30 @@ class Running:
             connection.shutdown()
 
 
+@contextmanager
+def noting(*kinds: type) -> Iterator[list[Any]]:
+    """Yield a list of all that is made of these kinds meanwhile."""
+    made: list[Any] = []
+
+    def noted(init: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: object, *given: object, **named: object) -> None:
+            init(self, *given, **named)
+            made.append(self)
+
+        return __init__
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in kinds:
+            patch.setattr(kind, "__init__", noted(kind.__init__))  # type: ignore[misc]
+        yield made
+
+
+def not_given_back(made: list[Any]) -> list[object]:
+    """What is still taken of bounds, and each upstream with a connection that is in use."""
+    busy = [thing for thing in made if isinstance(thing, FarBank) and thing.connections[0] > thing.connections[1]]
+    return [*busy, *(thing for thing in made if getattr(thing, "held", 0) or getattr(thing, "busy", 0))]
+
+
 @asynccontextmanager
 async def running(
     settings: Settings, app: ASGIApp | None = None, *, config: uvicorn.Config | None = None
@@ -153,7 +180,8 @@ async def running(
     config = config or configure(settings)
     if app is not None:
         config.app = lambda: app
-    config.load()
+    with noting(Budget, Guard, FarBank) as made:
+        config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
     lifespan = config.lifespan_class(config)
     await lifespan.startup()
@@ -176,6 +204,9 @@ async def running(
         if state.tasks:
             _, hanging = await asyncio.wait(state.tasks, timeout=PATIENCE)
             assert not hanging, "an exchange outlived its client"
+        for _ in range(5):  # turns, in which what was cancelled ends
+            await asyncio.sleep(0)
+        assert not_given_back(made) == []
         await lifespan.shutdown()
 
 

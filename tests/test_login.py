@@ -1,6 +1,7 @@
 """Who may see the operator's pages, and what the cookie is worth."""
 
 import time
+from contextlib import suppress
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import quote
@@ -164,3 +165,22 @@ async def test_a_form_with_a_wrong_token_opens_nothing(login: Login, cookie: str
 async def test_a_form_is_not_read_for_ever(login: Login) -> None:
     with pytest.raises(BodyTooLarge):
         await login.check(request(method="POST", body=(b"a" * 1000,) * 5))
+
+
+async def test_token_and_cookie_are_compared_in_constant_time(
+    login: Login, cookie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[bytes] = []
+
+    def compare(given: bytes, right: bytes) -> bool:
+        compared.append(given)
+        return given == right
+
+    monkeypatch.setattr("proxy.login.hmac.compare_digest", compare)
+    for shown in (TOKEN, "wrong"):
+        with suppress(Forbidden):
+            await login.check(request(("authorization", f"Bearer {shown}")))
+    for shown in (cookie, cookie[:-1]):
+        with suppress(Forbidden):
+            await login.check(request(("cookie", f"{COOKIE}={shown}")))
+    assert compared == [TOKEN.encode(), b"wrong", cookie.encode(), cookie[:-1].encode()]
