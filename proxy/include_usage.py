@@ -17,7 +17,7 @@ from proxy.guard import Budget
 from proxy.headers import first
 from proxy.jsontext import member, read, write
 from proxy.routes import Route
-from proxy.whole import Aside, Whole, read_whole
+from proxy.whole import MOST_AT_ONCE, Aside, Whole, read_whole
 
 PATH = re.compile(rb"/chat/completions(?:\?|\Z)")
 ASKED_WITH = frozenset((b"content-length", b"transfer-encoding", b"accept-encoding"))
@@ -43,8 +43,9 @@ class IncludeUsage:
             return call
         content = await read_whole(upload, self._limit, self._budget)
         asking = await self._aside.do_if_long(len(content), partial(asked, content))
-        self._budget.take(len(content))  # there is room: what it took was given back just now
-        call.body = body = Whole(asking or content, partial(self._budget.give, len(content)))
+        held = len(content) if len(content) > MOST_AT_ONCE else 0  # a short one goes out with its head
+        self._budget.take(held)  # there is room: what it took was given back just now
+        call.body = body = Whole(asking or content, partial(self._budget.give, held))
         call.release = body.release
         if asking is not None:
             kept = [pair for pair in call.headers if pair[0] not in ASKED_WITH]

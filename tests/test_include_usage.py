@@ -258,3 +258,15 @@ async def test_a_body_counts_as_held_until_the_upstream_has_it_and_no_longer(
         await third.say(chat)
         thinking = await upstream.accept()
         assert json.loads((await thinking.hear()).body)["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_short_bodies_do_not_count_while_the_upstream_thinks(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.app.MOST_LOOKED_INTO", len(CHAT))
+    async with start(PROXY_INCLUDE_USAGE="1") as proxy:
+        for _ in range(2):
+            client = await proxy.connect()
+            await client.say(request("POST", b"/v1/chat/completions", body=CHAT))
+            assert (await (await upstream.accept()).hear()).start.startswith(b"POST ")
