@@ -258,6 +258,9 @@ async def test_a_body_counts_as_held_until_the_upstream_has_it_and_no_longer(
         await third.say(chat)
         thinking = await upstream.accept()
         assert json.loads((await thinking.hear()).body)["stream_options"] == {"include_usage": True}
+        await asyncio.sleep(0.05)
+        await second.say(chat)
+        await (await upstream.accept()).head()  # it takes no more: what is held is given back when the client is gone
 
 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)
