@@ -137,8 +137,9 @@ class Connection(asyncio.Protocol):
 
     async def _upload(self, answer: PooledAnswer, body: Body, sent: int, within: float | None) -> None:
         """Send the body, behind the head of an answer too: until that one ends, or says that something is wrong."""
-        has_word = listening(self._transport)
-        bear(self._transport, 0)  # it may stop reading for as long as `within` says, which to the system is the same
+        sock = self._transport.get_extra_info("socket")
+        has_word = listening(sock)
+        bear(sock, 0)  # it may stop reading for as long as `within` says, which to the system is the same
         try:
             while data := await body.read():
                 if has_word(0):
@@ -162,7 +163,7 @@ class Connection(asyncio.Protocol):
             if not answer.complete:
                 self._break(problem)
             return
-        bear(self._transport, UNHEARD)
+        bear(sock, UNHEARD)
         self._sent, self._uploader = True, None
         answer.renew()
 
@@ -220,7 +221,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
-        bear(self._transport, UNHEARD)
+        bear(transport.get_extra_info("socket"), UNHEARD)
         self.alive = True
 
     def data_received(self, data: bytes) -> None:

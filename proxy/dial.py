@@ -111,24 +111,22 @@ def prepare(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def bear(transport: asyncio.Transport, seconds: float) -> None:
-    """Give up the connection when what was sent is not acknowledged for so long; 0: when the system does (RFC 5482).
+def bear(sock: socket.socket | None, seconds: float) -> None:
+    """Give a connection up when what was sent is not acknowledged for so long; 0: when the system does (RFC 5482).
 
-    On Linux that is after a quarter of an hour: until then each call on a connection to a machine that vanished waits.
-    Signs of life are no help: they are not asked for while something is under way.
+    On Linux that is after a quarter of an hour: until then whoever waits for a machine that vanished waits. Signs of
+    life are no help: they are not asked for while something is under way.
     """
-    sock = transport.get_extra_info("socket")
     if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def listening(transport: asyncio.Transport) -> Callable[[int], object]:
+def listening(sock: socket.socket | None) -> Callable[[int], object]:
     """Return what tells, called with 0, whether something of the upstream is here that was not read, or it is gone.
 
     An upstream that refuses an upload may close at once, which resets the connection. Whoever writes then meets the
     reset before what the upstream had said, which is lost with it.
     """
-    sock = transport.get_extra_info("socket")
     if sock is None or not hasattr(select, "poll"):  # Windows has none
         return lambda _: False
     poll = select.poll()

@@ -19,7 +19,7 @@ import uvicorn
 
 from proxy import __version__, native
 from proxy.app import MOST_RELAYED, MOST_SHAPED, create_app, relay_app
-from proxy.dial import prepare
+from proxy.dial import bear, prepare
 from proxy.lines import News
 from proxy.openfiles import allow
 from proxy.redaction import RedactedFormatter, Redaction
@@ -131,6 +131,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
 
 def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> None:
     config = configure(settings)
+    bear(sock, settings.client_timeout)  # who is accepted inherits it: else one that vanished is written to for long
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on
     else:

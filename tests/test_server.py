@@ -33,12 +33,14 @@ from proxy.protocol import HttpProtocol
 from proxy.server import (
     CannotListen,
     OnlyNews,
+    OnlyServer,
     announce,
     application,
     configure,
     listen,
     local_url,
     make_room,
+    serve,
     to_stderr,
 )
 from proxy.settings import Settings
@@ -863,6 +865,18 @@ def test_a_port_that_was_just_given_back_can_be_taken_again() -> None:
         sock.accept()[0].close()  # the closing side keeps the port in TIME_WAIT
         client.close()
     listen("127.0.0.1", port).close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
+def test_a_client_that_acknowledges_nothing_has_the_time_of_one_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OnlyServer, "run", lambda *_, **__: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with listen("127.0.0.1", 0) as sock:
+        serve(Settings(target=target(NOBODY), client_timeout=7), sock)
+        with socket.create_connection(sock.getsockname(), PATIENCE), sock.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
 
 
 def test_accepted_connections_send_small_pieces_at_once() -> None:
