@@ -15,7 +15,7 @@ import httptools
 import httpx
 
 from proxy.answer import MAX_HEAD, Excess, PooledAnswer, examined
-from proxy.dial import bear, listening
+from proxy.dial import give_up_after, unread
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
 from proxy.headers import LOWER_CASE, NO_BODY, in_lower_case
@@ -138,11 +138,11 @@ class Connection(asyncio.Protocol):
     async def _upload(self, answer: PooledAnswer, body: Body, sent: int, within: float | None) -> None:
         """Send the body, behind the head of an answer too: until that one ends, or says that something is wrong."""
         sock = self._transport.get_extra_info("socket")
-        has_word = listening(sock)
-        bear(sock, 0)  # it may stop reading for as long as `within` says, which to the system is the same
+        has_input = unread(sock)
+        give_up_after(sock, 0)  # it may stop reading for as long as `within` says, which to the system is the same
         try:
             while data := await body.read():
-                if has_word(0):
+                if has_input(0):
                     await asyncio.sleep(0)  # two turns, in which it is read, and may end this task
                     await asyncio.sleep(0)
                 sent += len(data)
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
             if not answer.complete:
                 self._break(problem)
             return
-        bear(sock, UNHEARD)
+        give_up_after(sock, UNHEARD)
         self._sent, self._uploader = True, None
         answer.renew()
 
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
-        bear(transport.get_extra_info("socket"), UNHEARD)
+        give_up_after(transport.get_extra_info("socket"), UNHEARD)
         self.alive = True
 
     def data_received(self, data: bytes) -> None:

@@ -111,7 +111,7 @@ def prepare(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def bear(sock: socket.socket | None, seconds: float) -> None:
+def give_up_after(sock: socket.socket | None, seconds: float) -> None:
     """Give a connection up when what was sent is not acknowledged for so long; 0: when the system does (RFC 5482).
 
     On Linux that is after a quarter of an hour: until then whoever waits for a machine that vanished waits. Signs of
@@ -121,7 +121,7 @@ def bear(sock: socket.socket | None, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def listening(sock: socket.socket | None) -> Callable[[int], object]:
+def unread(sock: socket.socket | None) -> Callable[[int], object]:
     """Return what tells, called with 0, whether something of the upstream is here that was not read, or it is gone.
 
     An upstream that refuses an upload may close at once, which resets the connection. Whoever writes then meets the

@@ -12,8 +12,7 @@ from proxy.exchange import ABNORMAL, BROKEN, GOING_AWAY, Close, Exchange, as_ans
 from proxy.handshake import offered_subprotocols, without_handshake
 from proxy.headers import NO_BODY, inbound
 
-TOO_BIG = 1009  # RFC 6455 7.4.1
-UNSPOKEN = (1002, 1007)
+PROTOCOL_ERROR, INVALID_DATA, TOO_BIG = 1002, 1007, 1009  # RFC 6455 7.4.1
 
 
 class Line(Protocol):
@@ -128,6 +127,6 @@ def fault_of(code: int) -> Failure:
     """Return what a client did that has not closed: by the code with which the server did, or said that it is gone."""
     if code == TOO_BIG:
         return BodyTooLarge("A message of the client is larger than the proxy takes")
-    if code in UNSPOKEN:
+    if code in (PROTOCOL_ERROR, INVALID_DATA):
         return BadRequest("The client said what is not valid WebSocket")
     return DownstreamClosed("the client hung up")

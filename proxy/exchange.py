@@ -104,6 +104,11 @@ class Exchange:
         return self.model or self.asked
 
     @property
+    def answered(self) -> bool:
+        """Whether the upstream's answer has begun; what is read whole begins long before the client hears of it."""
+        return self.upstream_wait is not None
+
+    @property
     def overhead(self) -> float | None:
         """What of the time until the first byte was the proxy's own; None where there is nothing to tell it by."""
         if self.first_byte is None or self.upstream_wait is None:
@@ -117,6 +122,9 @@ class Exchange:
         if self.incoming_id is not None:
             ids.append((b"x-incoming-request-id", self.incoming_id.encode("latin-1")))
         return ids
+
+
+LONGEST_ID = 512  # bytes of an id that a client gives; OpenAI takes no longer one
 
 
 def as_answer(failure: Failure, exchange: Exchange) -> tuple[Pairs, bytes]:

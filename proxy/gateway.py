@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.downstream import Downstream
 from proxy.errors import DownstreamClosed, Failure, Overloaded, Stopping, Unforeseen
-from proxy.exchange import Call, Exchange, Request, new_id
+from proxy.exchange import LONGEST_ID, Call, Exchange, Request, new_id
 from proxy.guard import AnyGuard, AnyTraffic
 from proxy.headers import by_name
 from proxy.include_usage import WithoutUsage
@@ -31,7 +31,6 @@ from proxy.whole import retold
 
 GONE = DownstreamClosed("the client hung up")
 CUT_OFF = Stopping("The proxy is stopping, and this was cut off; try again in a moment")
-LONGEST_ID = 512  # bytes; OpenAI takes no longer one of a client
 MOST_OF_A_PATH = 4096  # bytes that are kept of one, twice of what is written down
 TIMED_OUT = {"ConnectTimeout": "connect", "PoolTimeout": "connect", "WriteTimeout": "idle"}
 
@@ -138,8 +137,7 @@ def understood(exchange: Exchange, problem: Exception) -> Failure:
     Tracebacks end here: whoever keeps a failure in a variable is in its traceback. The collector, which comes rarely,
     would have to find that cycle, and with it all that its frames hold, up to the body of a client without a key.
     """
-    begun = exchange.upstream_wait is not None
-    failure = problem if isinstance(problem, Failure) else translated(problem, begun=begun)
+    failure = problem if isinstance(problem, Failure) else translated(problem, begun=exchange.answered)
     if failure is None:
         log.error("exchange %s broke: %s %s", exchange.id, exchange.method, exchange.path, exc_info=problem)
         failure = Unforeseen("Something went wrong in the proxy; its log says more")
@@ -159,8 +157,7 @@ def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:
     exchange.cancelled = failure.result == "client_cancelled"
     exchange.overloaded = isinstance(failure, Overloaded)
     if failure.result == "upstream_timeout":
-        begun = exchange.upstream_wait is not None  # what is read whole begins long before the client hears of it
-        exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if begun else "head")
+        exchange.timed_out = TIMED_OUT.get(failure.detail, "idle" if exchange.answered else "head")
 
 
 def meet(downstream: Request, route: str = "relay") -> Exchange:

@@ -5,7 +5,7 @@ from threading import Lock
 from proxy.errors import Overloaded
 from proxy.tally import Column
 
-# A lock's step is seen in order by all processors: what was written before it, before what is read behind it.
+# A memory barrier, which taking a lock is: else a processor may read others' rows before its own write is seen.
 IN_ORDER = Lock()
 
 
@@ -66,18 +66,19 @@ class SharedTraffic:
 
 
 class Guard:
-    """`limit` exchanges at once. `busy` is how many there are."""
+    """`limit` of something at once, exchanges if it is not named. `busy` is how many there are."""
 
-    __slots__ = ("busy", "limit")
+    __slots__ = ("_name", "busy", "limit")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, name: str = "exchanges") -> None:
         self.limit = limit
         self.busy = 0
+        self._name = name
 
     def check(self) -> None:
         """Raise `Overloaded` if there is no slot to be had."""
         if self.busy >= self.limit:
-            raise full(self.limit)
+            raise full(self.limit, self._name)
 
     def __enter__(self) -> None:
         """Take a slot. Raises `Overloaded` if there is none."""
@@ -117,7 +118,7 @@ class SharedGuard:
         self._counted.put(self.busy)
         with IN_ORDER:
             pass
-        if self._counted.total() > self.limit:
+        if self._counted.total() > self.limit and self._counted.total_of_the_living() > self.limit:
             self.__exit__()
             raise full(self.limit)
 
@@ -157,9 +158,9 @@ class Budget:
         return f"<Budget {self.held}/{self.limit}>"
 
 
-def full(limit: int) -> Overloaded:
+def full(limit: int, name: str = "exchanges") -> Overloaded:
     """Return what to raise where no slot is free."""
-    return Overloaded(f"{limit} exchanges are under way already; try again in a moment")
+    return Overloaded(f"{limit} {name} are under way already; try again in a moment")
 
 
 def share(total: int, workers: int) -> int:

@@ -66,17 +66,20 @@ class Layers:
         """
         for place, given in (("environment", self._layers[0]), *self._files.items()):
             for name in given:
-                if name not in self.names and name.upper() not in OF_MANY:
-                    yield from self._note(place, name)
+                if name in self.names or name.upper() in OF_MANY:
+                    continue
+                if (note := self._note(place, name)) is not None:
+                    yield note
 
-    def _note(self, place: str, name: str) -> Iterator[str]:
+    def _note(self, place: str, name: str) -> str | None:
         in_file = place in FILES
         ours = in_file and name.upper().startswith(OUR_PREFIXES)
         close = difflib.get_close_matches(name.upper(), self.names, n=1, cutoff=0.6 if ours else 0.9)
         meant = close or [known for known in sorted(self.names) if in_file and lacks_a_word(name, known)]
-        if meant or ours:
-            hint = f"; did you mean {meant[0]}?" if meant else ""
-            yield f"{place}: {name} is not a setting{hint}"
+        if not (meant or ours):
+            return None
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        return f"{place}: {name} is not a setting{hint}"
 
     def _read(self, path: Path) -> Mapping[str, str]:
         try:

@@ -110,6 +110,8 @@ PROCESS_GAUGES: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 # What several workers tell of the same thing: when the first was started, and what all of them know.
 OTHERWISE: Otherwise = {"process_start_time_seconds": min, "oxy_slots": max, "oxy_exchanges_in_flight_max": max}
+if os.name != "posix":  # pragma: no cover  there each worker has a share of the bound to itself (see `tally`)
+    OTHERWISE = {"process_start_time_seconds": min}
 
 log = logging.getLogger("oxy")
 

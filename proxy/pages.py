@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy import __version__
 from proxy.errors import Failure, MethodNotAllowed
-from proxy.exchange import new_id
+from proxy.exchange import LONGEST_ID, Exchange, as_answer, new_id
 from proxy.markup import View, asks_for_html
 from proxy.settings import Mode, Settings
 
@@ -48,10 +48,10 @@ class Page:
 
 def refusal(request: Request, failure: Failure) -> Response:
     """Return the answer to a request for a page that is not served."""
-    request_id = new_id()
-    body = failure.body(request_id=request_id, incoming_id=request.headers.get("x-request-id"))
-    headers = {name.decode(): value.decode() for name, value in failure.headers} | {"x-proxy-request-id": request_id}
-    return Response(body, failure.status, headers, media_type="application/json")
+    given = request.headers.get("x-request-id")
+    incoming_id = given if given is not None and len(given) <= LONGEST_ID else None
+    fields, body = as_answer(failure, Exchange(id=new_id(), method="", path="", incoming_id=incoming_id))
+    return Response(body, failure.status, {name.decode("latin-1"): value.decode("latin-1") for name, value in fields})
 
 
 def welcome(settings: Settings) -> Page:

@@ -65,7 +65,7 @@ class Redaction:
     def __call__(self, text: str, longest: int = LONGEST) -> str:
         """Return the text with every secret masked, cut off where it is longer than any that people read.
 
-        `longest` characters are looked at. What is not worth that is cut off before: it takes 1 us for 1 to 1000.
+        No more than `longest` characters are looked at: by what they are, 1 us is enough for 1 to 1000 of them.
         """
         if len(text) <= longest:
             return self._masked(text)

@@ -19,7 +19,7 @@ import uvicorn
 
 from proxy import __version__, native
 from proxy.app import MOST_RELAYED, MOST_SHAPED, create_app, relay_app
-from proxy.dial import bear, prepare
+from proxy.dial import give_up_after, prepare
 from proxy.lines import News
 from proxy.openfiles import allow
 from proxy.redaction import RedactedFormatter, Redaction
@@ -59,8 +59,8 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}: {reason}. Choose another with --host and --port "
             "(OXY_HOST, OXY_PORT), or stop what uses it"
         ) from problem
-    # Accepted connections inherit it. A client that vanished, a machine without power, is noticed by nothing else while
-    # its call waits; and asyncio spares small pieces a wait only on sockets that name TCP as their protocol.
+    # Accepted connections inherit these options: signs of life, by which alone a client that vanished is noticed while
+    # its call waits, and no delay, which asyncio sets only where a socket names TCP as its protocol.
     prepare(sock)
     return sock
 
@@ -131,14 +131,14 @@ def serve(settings: Settings, sock: socket.socket) -> None:
 
 def _serve(settings: Settings, sock: socket.socket, say: Callable[[], None]) -> None:
     config = configure(settings)
-    bear(sock, settings.client_timeout)  # who is accepted inherits it: else one that vanished is written to for long
+    give_up_after(sock, settings.client_timeout)  # who is accepted inherits it
     if settings.workers > 1:
         run = Workers(config, sockets=[sock]).run  # hears signals from here on
     else:
         server = OnlyServer(config)
+        signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), server.hang_up)  # Windows has none
         # uvicorn raises the signal that ended it once more, for the handler that was there before: its own, so that
         # an ordered stop is status 0 and not -15, also where it is ordered before the server is up.
-        signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), server.hang_up)  # Windows has none
         for number in STOPS:
             signal.signal(number, server.handle_exit)
         run = partial(server.run, sockets=[sock])
@@ -158,7 +158,7 @@ def make_room(settings: Settings) -> None:
         log.warning(
             "a process may have %s files open, and %s exchanges at once take up to %s: raise the hard limit "
             "(ulimit -Hn, LimitNOFILE), or set OPENAI_PROXY_MAX_PARALLEL_REQUESTS to %s",
-            *(allowed, most, needed, max(settings.workers, (allowed - RESERVE) // 2)),
+            *(allowed, most, needed, max(1, (allowed - RESERVE) // 2)),
         )
 
 

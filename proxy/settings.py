@@ -240,8 +240,6 @@ def contradictions(settings: Settings, refused: Set[str]) -> Iterator[str]:
             "OXY_TRANSPORT=fast speaks HTTP/1.1 and goes straight to the target: leave it unset "
             "for OXY_HTTP2 and for HTTPS_PROXY or ALL_PROXY"
         )
-    if settings.max_parallel is not None and settings.max_parallel < settings.workers:
-        yield "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS: each worker needs one at least"
     if settings.azure == "deployments" and settings.azure_version is None:
         yield "PROXY_AZURE=deployments needs OPENAI_API_VERSION, such as 2024-10-21: it goes into every call's query"
     if settings.azure_deployments and settings.azure != "deployments":

@@ -59,7 +59,7 @@ class Spool:
         if self._file is None:
             return
         if self._at_work.locked():
-            asyncio.get_running_loop().run_in_executor(None, close, self._file)
+            asyncio.get_running_loop().run_in_executor(None, self._alone, close, self._file)
         else:
             close(self._file)
 

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 VARIABLE = "OXY_TALLY"  # tells workers, which are processes of their own, where it is
 MEMORY = Path("/dev/shm")  # noqa: S108  a write to a file on a disk may have to wait for the disk
@@ -24,14 +23,20 @@ SIZE = CELL * (1 + len(COLUMNS) * ROWS)  # the first cell says how many rows hav
 @contextmanager
 def laid_out(folder: Path) -> Iterator[None]:
     """Have a tally for the processes that are started meanwhile; in this folder where there is no better place."""
-    with NamedTemporaryFile(prefix="oxy-", dir=MEMORY if os.access(MEMORY, os.W_OK) else folder) as file:
-        file.write(bytes(SIZE))
-        file.flush()
-        os.environ[VARIABLE] = file.name
-        try:
-            yield
-        finally:
-            os.environ.pop(VARIABLE, None)
+    file = place(folder)
+    file.touch(0o600, exist_ok=False)
+    os.truncate(file, SIZE)
+    os.environ[VARIABLE] = str(file)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        file.unlink(missing_ok=True)
+
+
+def place(folder: Path) -> Path:
+    """Return where the tally of a workspace is: named after it, so that who removes the one finds the other."""
+    return (MEMORY if os.access(MEMORY, os.W_OK) else folder) / f"{folder.name}-tally"
 
 
 class Tally:

@@ -120,7 +120,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def shutdown(self) -> None:
         """Close the session. The application hears it as it would hear a client, since ASGI has no word for this.
 
-        One that has not begun is cut off: it would have its 1001 at once.
+        A handshake that still waits for its upstream is cancelled, so that its exchange answers 503; uvicorn would
+        write a 500.
         """
         if self._task is not None and not self.handshake_complete:
             self._task.cancel()

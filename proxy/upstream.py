@@ -106,7 +106,7 @@ class Upstream:
         body = call.body
         while call.idempotent and exchange.retries < RETRIES:
             if isinstance(body, Whole):
-                call.body = body.again()  # what is sent is let go
+                call.body = body.again()  # a Whole keeps nothing that was taken: the last try takes the body itself
             try:
                 answer = await self._open(call)
             except NO_ANSWER as problem:

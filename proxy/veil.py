@@ -5,11 +5,10 @@ them would delay them, and to change them break them.
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import chain
 
 from proxy.codings import Decoder, decoder
-from proxy.errors import Pairs
+from proxy.errors import Pairs, UpstreamUnreachable
 from proxy.exchange import Answer
 from proxy.filtered import Filtered
 from proxy.headers import first, has_any
@@ -64,28 +63,33 @@ class Veil:
         """Return a compressed error as it is, unless there is a secret in it: then masked, and plain.
 
         What is longer than `MOST`, or is compressed in a way that is not known here, is not looked into. Raises
-        `UpstreamUnreachable` for one that does not say its length and is longer than anyone's.
+        `UpstreamUnreachable` for one that does not say its length and is longer than anyone's, and for one that has a
+        secret in it and cannot be read to its end: a part of it with a length of its own would look whole.
         """
         length = first(answer.headers, b"content-length")
         decoding = decoder(coding)
         if decoding is None or (length is not None and int(length) > MOST):
             return answer
         content = await gathered(answer, MOST_HELD)
-        plain = undone(decoding, content) if len(content) <= MOST else b""
+        plain, complete = undone(decoding, content) if len(content) <= MOST else (b"", True)
         masked = self.mask(plain)
         if masked == plain:
             return Retold(answer, answer.headers, content)
+        if not complete:
+            raise UpstreamUnreachable("The upstream's response is broken off, and has a key in it")
         kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES or pair[0] == b"content-type"]
         return Retold(answer, [*kept, (b"content-length", str(len(masked)).encode())], masked)
 
 
-def undone(decoding: Decoder, content: bytes) -> bytes:
-    """Return what a coded body says, as far as that can be told: what is broken further on is masked up to there."""
+def undone(decoding: Decoder, content: bytes) -> tuple[bytes, bool]:
+    """Return what can be read of a coded body, and whether that is all of it."""
     plain = bytearray()
-    with suppress(Exception):  # whatever its library raises
+    try:
         for part in chain(decoding.decode(content), decoding.end()):
             plain += part
-    return bytes(plain)
+    except Exception:  # whatever its library raises
+        return bytes(plain), False
+    return bytes(plain), decoding.whole
 
 
 class Veiled(Filtered):

@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 
 class Whole:
-    """A body that is here, and that it lets go of when it is taken.
+    """A body that is here. It keeps nothing of what was taken.
 
-    `sent` is called once, when more is asked for, since whoever does has sent what was there, or when it is released.
+    `sent` is called once: when more is asked for, since the content has been sent by then, or at `release`.
     """
 
     def __init__(self, content: bytes, sent: Callable[[], None] | None = None) -> None:
@@ -90,7 +90,7 @@ class Aside:
 
     def __init__(self, budget: Budget, most: int = MOST_ASIDE) -> None:
         self._budget = budget
-        self._places = Guard(most)
+        self._places = Guard(most, "long bodies")
         self._thread = ThreadPoolExecutor(1, "oxy-json")
 
     async def do(self, size: int, work: Callable[[], T]) -> T:
@@ -191,7 +191,7 @@ async def told_anew(tell: Callable[[bytes], bytes], aside: Aside, content: bytes
 
 
 def unpacked_and_told(tell: Callable[[bytes], bytes], content: bytes, coding: bytes) -> bytes:
-    """Do so, wherever that is."""
+    """Return what `tell` makes of a body once its coding is undone. Raises `UpstreamUnreachable` where it cannot be."""
     try:
         text = expanded(content, coding, MOST_OF_AN_ANSWER)
     except (BadRequest, BodyTooLarge):

@@ -48,12 +48,12 @@ class WorkersServer(Server):
     """The server of a worker."""
 
     def end_at_once(self, *_: object) -> None:
-        """Take the signal for that."""
+        """Take `AT_ONCE`: cut off what runs, and end."""
         self.should_exit = self.force_exit = True
 
 
 class Worker(Process):
-    """A worker with that server."""
+    """One of several processes, which serves with a `WorkersServer`."""
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)

@@ -8,14 +8,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from proxy.figures import DIRECTORY
 from proxy.settings import Settings
-from proxy.tally import VARIABLE, laid_out
+from proxy.tally import VARIABLE, laid_out, place
 
 PREFIX = "oxy-"
 MARK = "made-by-oxy"  # a file in it; put there once it is locked, so that none is taken for abandoned before that
@@ -37,8 +37,7 @@ def workspace(settings: Settings) -> Iterator[Settings]:
         if settings.workers > 1:
             (folder / "metrics").mkdir()
             os.environ[DIRECTORY] = str(folder / "metrics")
-        if settings.workers > 1 and os.name == "posix":
-            kept.enter_context(laid_out(folder))
+            kept.enter_context(laid_out(folder) if os.name == "posix" else nullcontext())
         try:
             yield replace(settings, history=settings.history or folder / "history.sqlite")
         finally:
@@ -59,6 +58,7 @@ def remove_abandoned() -> None:
         # Not is_file, which raises where the folder is somebody else's and cannot be looked into.
         if os.path.isfile(folder / MARK) and (held := lock(folder, alone=True)) is not None:
             if os.fstat(held).st_uid == os.geteuid():
+                place(folder).unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
 

@@ -104,7 +104,7 @@ WITHOUT_A_TWIN = {
     "codings": "test_tap sends each coding through it, and what is none",
     "overview": "test_board reads its figures on the page",
     "shell": "it is around each page that test_console and test_board ask for",
-    "exchange": "nouns without behaviour",
+    "exchange": "nouns; how a failure becomes an answer is heard on the wire: test_protocol, test_relay",
     "filtered": "test_veil and test_include_usage hear what goes through it",
     "request": "test_protocol says what it refuses",
     "usage": "test_tap reads each shape of the API through it",

@@ -11,7 +11,7 @@ import pytest
 from proxy.app import bounds
 from proxy.errors import Overloaded
 from proxy.guard import Budget, Guard, SharedGuard, SharedTraffic, Traffic, share
-from proxy.tally import IN_FLIGHT, MOST, RELAYED, VARIABLE, Tally, laid_out
+from proxy.tally import IN_FLIGHT, MOST, OWNERS, RELAYED, VARIABLE, Tally, laid_out
 from tests.conftest import CLIENT_KEY, SWAP, SettingsOf, Start
 from tests.peers import Peer, Upstream, answer, chunked, request
 
@@ -60,6 +60,17 @@ def test_several_processes_have_one_bound_together(tallies: tuple[Tally, Tally])
     with second, second, second:
         assert repr(first) == "<SharedGuard 0 of 3/3>"
     first.check()
+
+
+def test_nobody_is_refused_for_one_who_has_died_meanwhile(
+    tallies: tuple[Tally, Tally],
+) -> None:
+    first, second = (SharedGuard(1, tally.column(RELAYED)) for tally in tallies)
+    first.check()
+    with second:
+        tallies[1].column(OWNERS).put(2**22 + 1)  # no process has that number
+        with first:
+            assert repr(first) == "<SharedGuard 1 of 1/1>"
 
 
 @pytest.mark.parametrize(("total", "expected"), [("7", (7, 7)), ("", (1024, 32))], ids=["set", "unset"])

@@ -190,7 +190,6 @@ async def stage(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
 # What is not relayed, or not as it is, begins with one of these.
 OURS = (
     *(b"/api/openai/v1/", b"/chatgpt", b"/debug/runtime", b"/embeddings", b"/health", b"/log", b"/metrics", b"/openai"),
-    *(b"/board", b"/favicon", b"/page"),
 )
 
 

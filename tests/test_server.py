@@ -44,6 +44,7 @@ from proxy.server import (
     to_stderr,
 )
 from proxy.settings import Settings
+from proxy.tally import place
 from proxy.values import target
 from proxy.workers import STOPS
 from proxy.workspace import remove_abandoned
@@ -511,7 +512,7 @@ def test_workers_that_are_replaced_finish_what_they_have_and_orders_are_heard_me
         assert any(len(process.workers) == 3 for _ in polls()), "it is the one with the stream that stays"
         there.sendall(chunked(b"two"))
         until(client, b"two\r\n")
-        process.tell(signal.SIGINT, all_of_it=True)  # Ctrl-C, which the old worker hears as a second order
+        process.tell(signal.SIGINT, all_of_it=True)  # Ctrl-C, sent to all of them, which workers do not hear
         assert any(refuses(process.port) for _ in polls(SOON)), "it still accepts"
         there.sendall(chunked(b"three", b""))
         assert rest(client) == chunked(b"three", b"")
@@ -554,8 +555,10 @@ def test_the_folder_of_a_killed_supervisor_stays_for_as_long_as_its_workers_fini
         assert rest(client) == chunked(b"two", b"")
     _, left = psutil.wait_procs(workers, PATIENCE)
     assert not left
+    assert place(folder).exists()
     remove_abandoned()
     assert not folder.exists()
+    assert not place(folder).exists()
 
 
 async def test_a_worker_is_told_to_stop_once_when_its_supervisor_is_gone(

@@ -448,10 +448,6 @@ def test_the_mode_follows_from_the_keys(settings_of: SettingsOf, environ: dict[s
         ({"OPENAI_API_KEY": "u", "PROXY_OPEN": "1", "SECURITY_KEY": "c"}, "PROXY_OPEN=1 asks nobody for a key"),
         ({"PROXY_OPEN": "1", "PROXY_X_API_KEY": "c"}, "PROXY_OPEN=1 asks nobody for a key"),
         ({"OPENAI_API_KEY": "u", "PROXY_X_API_KEY": "c,u"}, "a client key is the same as OPENAI_API_KEY"),
-        (
-            {"OPENAI_PROXY_MAX_PARALLEL_REQUESTS": "1", "PROXY_WORKERS": "2"},
-            "OPENAI_PROXY_MAX_PARALLEL_REQUESTS is less than PROXY_WORKERS",
-        ),
         ({"OPENAI_API_KEY": "u", "SECURITY_KEY": "u"}, "a client key is the same as OPENAI_API_KEY"),
         ({"SECURITY_KEY": "a", "PROXY_KEY_NAMES": "alice,bob"}, "PROXY_KEY_NAMES has 2 names for 1 client keys"),
         ({"PROXY_KEY_NAMES": "alice"}, "PROXY_KEY_NAMES has 1 names for 0 client keys"),

@@ -91,6 +91,31 @@ async def test_a_compressed_error_without_a_key_passes_byte_for_byte(
     assert (back, dict(headers)[b"content-encoding"]) == (body, coding)
 
 
+def unfinished(body: bytes) -> bytes:
+    stream = zlib.compressobj()
+    return stream.compress(body) + stream.flush(zlib.Z_SYNC_FLUSH)
+
+
+@pytest.mark.parametrize(
+    ("coded", "status"),
+    [
+        (unfinished(b"no such key: " + KEYS[0]), 502),
+        (zlib.compress(b"no such key: " + KEYS[0] + bytes(6_000_000)), 502),  # more than is unfolded
+        (unfinished(b"no such key"), 401),
+    ],
+    ids=["unfinished", "too long", "unfinished, without a key"],
+)
+async def test_of_a_broken_error_with_a_key_in_it_no_part_looks_whole(
+    proxy: Running, upstream: Upstream, coded: bytes, status: int
+) -> None:
+    upstream.says(answer(401, [(b"Content-Encoding", b"deflate")], coded))
+    client = await proxy.connect()
+    await client.say(CALL)
+    back = await client.hear()
+    assert (back.status, KEYS[0] in back.body) == (status, False)
+    assert status == 502 or back.body == coded
+
+
 async def test_a_compressed_error_whose_length_is_not_known_is_masked_too(proxy: Running, upstream: Upstream) -> None:
     packed = gzip.compress(b"<" + KEYS[0] + b">")
     said = b"HTTP/1.1 500 No\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
