@@ -1,6 +1,7 @@
 """The application: builds each object once and wires them."""
 
 import gc
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ MOST_SHAPED = 32
 MOST_LOOKED_INTO = 512 * MEGABYTE  # of bodies at once in all workers, for PROXY_INCLUDE_USAGE
 
 NOWHERE = Path(os.devnull)  # a history that is none, and the pages say so
+
+log = logging.getLogger("oxy")
 
 
 class Front:
@@ -100,6 +103,15 @@ def readings(upstream: Upstream, traffic: AnyTraffic, relayed: AnyGuard, shaped:
     return found
 
 
+def common_tally() -> Tally | None:
+    """Return what the workers count in together, None where there is none, or it was taken away."""
+    try:
+        return Tally(Path(os.environ[VARIABLE]))
+    except (KeyError, OSError):
+        log.warning("the workers have no memory in common: each has its share of the bounds to itself")
+        return None
+
+
 def bounds(settings: Settings) -> tuple[AnyTraffic, AnyGuard, AnyGuard]:
     """Return what counts the exchanges in flight, and the bounds on those that are relayed and on all others.
 
@@ -107,8 +119,7 @@ def bounds(settings: Settings) -> tuple[AnyTraffic, AnyGuard, AnyGuard]:
     """
     total, workers = settings.max_parallel, settings.workers
     most_relayed, most_shaped = total or MOST_RELAYED, total or MOST_SHAPED
-    if workers > 1 and VARIABLE in os.environ:
-        tally = Tally(Path(os.environ[VARIABLE]))
+    if workers > 1 and (tally := common_tally()) is not None:
         together = SharedGuard(most_relayed, tally.column(RELAYED))
         traffic = SharedTraffic(tally.column(IN_FLIGHT), tally.column(MOST))
         return traffic, together, together if total else SharedGuard(most_shaped, tally.column(SHAPED))

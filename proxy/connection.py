@@ -15,13 +15,14 @@ import httptools
 import httpx
 
 from proxy.answer import MAX_HEAD, Excess, PooledAnswer, examined
-from proxy.dial import give_up_after, unread
+from proxy.dial import unheard, unread
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
 from proxy.headers import LOWER_CASE, NO_BODY, in_lower_case
 
 HIGH_WATER = 64 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 UNHEARD = 60.0  # seconds after which an upstream that does not even acknowledge what was sent is gone
+PAUSE = 0.05  # seconds
 
 
 class Home(Protocol):
@@ -120,6 +121,11 @@ class Connection(asyncio.Protocol):
         if self._alarm is None or self._alarm_at > self.deadline:
             self._set_alarm(self.deadline)
 
+    def look(self) -> None:
+        """Give up an upstream that acknowledges nothing any more: its machine has vanished."""
+        if self._answer is not None and unheard(self._transport.get_extra_info("socket")) > UNHEARD:
+            self._break(httpx.ReadError("What was sent is not even acknowledged"))
+
     def go_on(self) -> None:
         """Read on, now that what was read is on its way."""
         if self._reading_paused:
@@ -137,14 +143,15 @@ class Connection(asyncio.Protocol):
 
     async def _upload(self, answer: PooledAnswer, body: Body, sent: int, within: float | None) -> None:
         """Send the body, behind the head of an answer too: until that one ends, or says that something is wrong."""
-        sock = self._transport.get_extra_info("socket")
-        has_input = unread(sock)
-        give_up_after(sock, 0)  # it may stop reading for as long as `within` says, which to the system is the same
+        has_input = unread(self._transport.get_extra_info("socket"))
         try:
             while data := await body.read():
-                if has_input(0):
+                while unread_now := has_input():
                     await asyncio.sleep(0)  # two turns, in which it is read, and may end this task
                     await asyncio.sleep(0)
+                    if not (self._reading_paused and unread_now == "all"):
+                        break
+                    await asyncio.sleep(PAUSE)  # its end is read when the client has read on
                 sent += len(data)
                 if body.length is None:
                     self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
@@ -163,7 +170,6 @@ class Connection(asyncio.Protocol):
             if not answer.complete:
                 self._break(problem)
             return
-        give_up_after(sock, UNHEARD)
         self._sent, self._uploader = True, None
         answer.renew()
 
@@ -221,7 +227,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
-        give_up_after(transport.get_extra_info("socket"), UNHEARD)
         self.alive = True
 
     def data_received(self, data: bytes) -> None:

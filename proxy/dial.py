@@ -5,8 +5,10 @@ import itertools
 import select
 import socket
 import ssl
+import struct
+import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -15,6 +17,10 @@ P = TypeVar("P", bound=asyncio.Protocol)
 ATTEMPT_DELAY = 0.25
 # A connection that is silent for minutes while a model thinks is cut by middle boxes. (A system may lack some of them.)
 KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
+
+
+INFO = struct.Struct("=8B13I")  # the beginning of Linux's tcp_info
+MANY = 6  # tries without an answer take 12 s at least; before that, it may be silent since nobody said anything
 
 
 async def dial(
@@ -111,27 +117,44 @@ def prepare(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def give_up_after(sock: socket.socket | None, seconds: float) -> None:
-    """Give a connection up when what was sent is not acknowledged for so long; 0: when the system does (RFC 5482).
-
-    On Linux that is after a quarter of an hour: until then whoever waits for a machine that vanished waits. Signs of
-    life are no help: they are not asked for while something is under way.
-    """
-    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+def give_up_after(sock: socket.socket, seconds: float) -> None:
+    """Give a connection up when the other end has read or acknowledged nothing for so long (RFC 5482)."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def unread(sock: socket.socket | None) -> Callable[[int], object]:
-    """Return what tells, called with 0, whether something of the upstream is here that was not read, or it is gone.
+def unread(sock: socket.socket | None) -> Callable[[], Literal["", "some", "all"]]:
+    """Return what tells whether something of the other end is here that was not read, or all that it will ever say.
 
     An upstream that refuses an upload may close at once, which resets the connection. Whoever writes then meets the
     reset before what the upstream had said, which is lost with it.
     """
     if sock is None or not hasattr(select, "poll"):  # Windows has none
-        return lambda _: False
+        return lambda: ""
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return poll.poll
+    closed = getattr(select, "POLLRDHUP", 0)  # Linux's
+    poll.register(sock, select.POLLIN | closed)
+
+    def look() -> Literal["", "some", "all"]:
+        events = poll.poll(0)
+        if not events:
+            return ""
+        return "all" if events[0][1] & (closed | select.POLLHUP | select.POLLERR) else "some"
+
+    return look
+
+
+def unheard(sock: socket.socket | None) -> float:
+    """Return for how many seconds nothing that was sent has been acknowledged; 0 where all was, and but on Linux.
+
+    One that does not read acknowledges all the same. By itself Linux gives up after a quarter of an hour, and signs of
+    life are no help: they are not asked for while something is under way.
+    """
+    if sock is None or sys.platform != "linux":
+        return 0.0
+    info = INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO.size))
+    retransmits, probes, last_ack_recv = info[2], info[3], info[20]
+    return last_ack_recv / 1000 if max(retransmits, probes) >= MANY else 0.0
 
 
 class Resuming(ssl.SSLContext):

@@ -18,6 +18,7 @@ from proxy.exchange import IDEMPOTENT, Body, Timeouts
 from proxy.headers import has_any
 from proxy.heads import Shaped
 
+LOOK = 15.0  # seconds
 SMALL = 64 * 1024  # a body whose stated length is no more goes out together with the head
 
 
@@ -52,6 +53,7 @@ class Pool:
         self._dialling = 0  # a place is taken from when it is given to someone who is to dial
         self._waiters: OrderedDict[asyncio.Future[Connection | None], None] = OrderedDict()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._watch = Watch(self._open)
 
     def __repr__(self) -> str:
         busy = len(self._open) - len(self._idle)
@@ -120,6 +122,7 @@ class Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        self._watch.end()
         for connection in list(self._open):
             connection.abort()
         for _ in range(3):  # turns of the loop, until transports, and TLS between, have told the connections
@@ -138,6 +141,8 @@ class Pool:
                 connection = await self._queue(timeouts.pool, first=first)
             if connection is None:
                 return await self._connect(timeouts.connect), False
+            if connection.alive and connection.loop.time() > connection.retires:
+                connection.abort()
             if connection.alive:
                 return connection, True
             first = True  # it was given one, and that one died on the way
@@ -152,6 +157,7 @@ class Pool:
                 raise ConnectionResetError("closed by the upstream before a request was sent")
             connection.retires = loop.time() + self._used_for
             self._open.add(connection)
+            self._watch.begin(loop)
         except TimeoutError as problem:
             raise httpx.ConnectTimeout(str(problem)) from problem
         except (OSError, UnicodeError) as problem:  # the latter from a host name that is none
@@ -211,6 +217,32 @@ class Pool:
                 return
             del self._idle[connection]
             connection.abort()
+
+
+class Watch:
+    """Has connections look now and then whether their upstream is still there."""
+
+    def __init__(self, connections: set[Connection]) -> None:
+        self._connections = connections
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch, for as long as there is a connection."""
+        if self._timer is None:
+            self._timer = loop.call_later(LOOK, self._look, loop)
+
+    def end(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        for connection in [*self._connections]:
+            connection.look()
+        if self._connections:
+            self.begin(loop)
 
 
 def head_of(method: str, target: bytes, headers: Pairs) -> bytes:

@@ -22,21 +22,36 @@ SIZE = CELL * (1 + len(COLUMNS) * ROWS)  # the first cell says how many rows hav
 
 @contextmanager
 def laid_out(folder: Path) -> Iterator[None]:
-    """Have a tally for the processes that are started meanwhile; in this folder where there is no better place."""
-    file = place(folder)
-    file.touch(0o600, exist_ok=False)
-    os.truncate(file, SIZE)
-    os.environ[VARIABLE] = str(file)
+    """Have a tally for the processes that are started meanwhile; in this folder where there is no better place.
+
+    Where there is no place at all they have none, and do without.
+    """
+    file = next(filter(begun, (place(folder), folder / "tally")), None)
+    if file is not None:
+        os.environ[VARIABLE] = str(file)
     try:
         yield
     finally:
         os.environ.pop(VARIABLE, None)
-        file.unlink(missing_ok=True)
+        if file is not None:
+            file.unlink(missing_ok=True)
 
 
 def place(folder: Path) -> Path:
-    """Return where the tally of a workspace is: named after it, so that who removes the one finds the other."""
-    return (MEMORY if os.access(MEMORY, os.W_OK) else folder) / f"{folder.name}-tally"
+    """Return the best place for the tally of a workspace, named after it: who removes the one finds the other."""
+    return MEMORY / f"{folder.name}-tally"
+
+
+def begun(file: Path) -> bool:
+    """Begin a tally in this file, and tell whether there was room for all of it: later, lack of it would kill."""
+    try:
+        file.touch(0o600, exist_ok=False)
+        file.write_bytes(bytes(SIZE))
+    except OSError:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+        return False
+    return True
 
 
 class Tally:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,7 +58,8 @@ def remove_abandoned() -> None:
         # Not is_file, which raises where the folder is somebody else's and cannot be looked into.
         if os.path.isfile(folder / MARK) and (held := lock(folder, alone=True)) is not None:
             if os.fstat(held).st_uid == os.geteuid():
-                place(folder).unlink(missing_ok=True)
+                with suppress(OSError):
+                    place(folder).unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
 

@@ -4,8 +4,10 @@ Where the order of things decides, the upstream's end of the wire is in the test
 """
 
 import asyncio
+import fcntl
 import re
 import socket
+import termios
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from proxy.answer import LARGE, MAX_FIELDS, MAX_HEAD, PooledAnswer
 from proxy.connection import HIGH_WATER, Connection
 from proxy.exchange import Body, Timeouts
-from proxy.pool import Pool
+from proxy.pool import LOOK, Pool, Watch
 from tests.peers import PATIENCE, Pairs, Upstream, answer, chunked
 from tests.test_properties import pure
 
@@ -1066,26 +1068,54 @@ async def reset_behind_a_refusal() -> tuple[int, bytes]:
             return given.status, await whole(given)
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
-async def test_a_machine_that_vanished_is_given_up_in_a_minute_but_one_that_does_not_read_an_upload_is_not(
-    far: Pool, upstream: Upstream
+async def test_an_upstream_that_acknowledges_nothing_is_given_up(
+    pool: Pool, lines: list[Line], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def borne() -> int:
-        (connection,) = far._open
-        sock: socket.socket = connection._transport.get_extra_info("socket")
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    silent = 0.0
+    monkeypatch.setattr("proxy.connection.unheard", lambda sock: silent)
+    await answered_by_hand(pool, lines, answer())
+    asking = asyncio.create_task(ask(pool, "POST", read=1000))
+    await turns()
+    silent = 60.0
+    await clock.passes(LOOK)
+    assert not asking.done()
+    silent = 60.1
+    await clock.passes(LOOK)
+    with pytest.raises(httpx.ReadError, match="not even acknowledged"):
+        await asking
+    await turns()
+    assert repr(pool) == NOTHING_OPEN
+    await clock.passes(LOOK)
+    assert clock.rings_for(Watch) == [], "there is nothing to watch"
 
-    body = Said(b"a beginning")
-    asking = asyncio.create_task(ask(far, "POST", body))
-    there = await upstream.accept()
-    await there.until(b"a beginning")
-    assert borne() == 0
-    body.say(b"")
-    await there.until(b"0\r\n\r\n")
-    assert borne() == 60_000
-    await there.say(answer())
-    await whole(await asking)
-    assert borne() == 60_000
+
+def test_an_upload_waits_for_its_client_to_hear_what_an_upstream_that_has_closed_had_said() -> None:
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        assert runner.run(reset_behind_an_answer()) == 300_000
+
+
+async def reset_behind_an_answer() -> int:
+    body = Said(b"a beginning", length=1_000_000)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        async with pooled(listener.getsockname()[1]) as pool:
+            asking = asyncio.create_task(ask(pool, "POST", body))
+            there, _ = await loop.sock_accept(listener)
+            while b"a beginning" not in await loop.sock_recv(there, 65536):
+                pass
+            (connection,) = pool._open
+            connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)
+            body.say(b"." * 1000)
+            await loop.sock_sendall(there, OK + b"Content-Length: 300000\r\n\r\n" + bytes(200_000))
+            given = await asking
+            await until(lambda: connection._reading_paused)
+            await loop.sock_sendall(there, bytes(100_000))
+            await until(lambda: fcntl.ioctl(there, termios.TIOCOUTQ, bytes(4)) == bytes(4))  # it is with our system
+            there.close()  # with something unread, which is a reset
+            body.say(b"." * 1000)
+            await asyncio.sleep(0.1)
+            return len(await whole(given))
 
 
 async def test_a_timer_is_armed_once_for_many_exchanges(pool: Pool, lines: list[Line], clock: Clock) -> None:

@@ -4,19 +4,22 @@ import asyncio
 import os
 import socket
 import ssl
+import struct
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 import uvloop
 
 from proxy import dial as dialling
-from proxy.dial import KEEP_ALIVE, Resuming, dial, first_of, in_turn, reach
+from proxy.dial import KEEP_ALIVE, Resuming, dial, first_of, give_up_after, in_turn, reach, unheard, unread
 from proxy.pool import Pool
 from tests.peers import PATIENCE, Peer, Upstream, answer
 from tests.test_connection import OK, exchange, turns, until
@@ -522,3 +525,50 @@ async def test_a_connection_closed_by_tls_while_idle_is_not_used(authority: Auth
         await (await upstream.peers.get()).close()
         await until(lambda: repr(pool) == "<Pool 0 busy, 0 idle, 0 dialling, 0 waiting>")
         assert (await exchange(pool, "POST"))[0] == 200
+
+
+def test_a_system_that_cannot_be_told_when_to_give_up_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
+    with socket.socket() as sock:
+        give_up_after(sock, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_who_acknowledges_is_heard_also_while_it_reads_nothing() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sock,
+        listener.accept()[0],
+    ):
+        sock.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(65536))
+        assert unheard(sock) == 0
+
+
+@pytest.mark.parametrize(
+    ("retransmits", "probes", "last_ack_recv", "seconds"),
+    [(6, 0, 61_000, 61.0), (0, 6, 61_000, 61.0), (5, 5, 61_000, 0.0), (0, 0, 0, 0.0)],
+)
+def test_for_how_long_nothing_was_acknowledged(
+    monkeypatch: pytest.MonkeyPatch, retransmits: int, probes: int, last_ack_recv: int, seconds: float
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(socket, "TCP_INFO", 11, raising=False)
+    info = struct.pack("=8B13I", 1, 0, retransmits, probes, *[0] * 4, *[9] * 12, last_ack_recv)
+    assert unheard(cast(socket.socket, SimpleNamespace(getsockopt=lambda *_: info))) == seconds
+    assert unheard(None) == 0
+
+
+async def test_what_of_the_other_end_is_not_read_and_whether_it_has_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        look = unread(sock)
+        with listener.accept()[0] as there:
+            assert look() == ""
+            there.send(b"a word")
+            await asyncio.sleep(0.01)
+            assert look() == "some"
+        await asyncio.sleep(0.01)
+        assert look() == "all"
+    assert unread(None)() == ""

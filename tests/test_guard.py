@@ -75,11 +75,20 @@ def test_nobody_is_refused_for_one_who_has_died_meanwhile(
 
 @pytest.mark.parametrize(("total", "expected"), [("7", (7, 7)), ("", (1024, 32))], ids=["set", "unset"])
 def test_workers_that_meet_have_the_whole_bound_and_others_a_share(
-    settings_of: SettingsOf, tmp_path: Path, total: str, expected: tuple[int, int]
+    settings_of: SettingsOf,
+    tmp_path: Path,
+    total: str,
+    expected: tuple[int, int],
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = settings_of(PROXY_WORKERS="4", OPENAI_PROXY_MAX_PARALLEL_REQUESTS=total)
-    _, *shares = bounds(settings)
-    assert tuple(guard.limit for guard in shares) == tuple(most // 4 for most in expected)
+    for missing in (None, str(tmp_path / "taken away")):
+        if missing is not None:
+            monkeypatch.setenv(VARIABLE, missing)
+        _, *shares = bounds(settings)
+        assert tuple(guard.limit for guard in shares) == tuple(most // 4 for most in expected)
+    assert told == ["the workers have no memory in common: each has its share of the bounds to itself"] * 2
     with laid_out(tmp_path):
         traffic, relayed, shaped = bounds(settings)
     assert (relayed.limit, shaped.limit) == expected

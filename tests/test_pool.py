@@ -290,12 +290,21 @@ async def test_none_may_be_kept(lines: list[Line]) -> None:
 
 async def test_a_connection_in_steady_use_is_replaced_all_the_same(lines: list[Line], clock: Clock) -> None:
     async with pooled(used_for=300) as pool:
-        for _ in range(7):
+        for _ in range(6):
             await answered_by_hand(pool, lines, answer())
             await clock.passes(50)
         assert [line.closed for line in lines] == [False]
-        await answered_by_hand(pool, lines, answer())  # it began when nobody knew better, and may end
+        asking = asyncio.create_task(exchange(pool, read=1000))
+        await clock.passes(50)
+        lines[0].says(answer())  # it began when nobody knew better, and may end
+        assert (await asking)[0] == 200
         assert [line.closed for line in lines] == [True]
+
+
+async def test_one_that_has_grown_old_while_idle_takes_no_further_call(lines: list[Line], clock: Clock) -> None:
+    async with pooled(used_for=300, idle_for=1000) as pool:
+        await answered_by_hand(pool, lines, answer())
+        await clock.passes(301)
         await answered_by_hand(pool, lines, answer())
         assert [line.closed for line in lines] == [True, False]
 

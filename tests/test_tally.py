@@ -1,5 +1,6 @@
 """A tally of several processes: it adds up, and what the dead had in it is struck out."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -34,6 +35,17 @@ def test_it_is_its_owners_alone_and_gone_afterwards(tmp_path: Path, monkeypatch:
         assert (file.parent, stat.S_IMODE(file.stat().st_mode)) == (tmp_path, 0o600)
     assert tally.VARIABLE not in os.environ
     assert not file.exists()
+
+
+def test_where_there_is_no_room_for_it_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with laid_out(tmp_path):
+        assert tally.VARIABLE not in os.environ
+    assert not tally.place(tmp_path).exists()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_each_has_a_row_and_their_numbers_add_up(file: Path) -> None:
