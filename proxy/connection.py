@@ -123,7 +123,8 @@ class Connection(asyncio.Protocol):
 
     def look(self) -> None:
         """Give up an upstream that acknowledges nothing any more: its machine has vanished."""
-        if self._answer is not None and unheard(self._transport.get_extra_info("socket")) > UNHEARD:
+        under_way = self._answer is not None and not self._answer.complete
+        if under_way and unheard(self._transport.get_extra_info("socket")) > UNHEARD:
             self._break(httpx.ReadError("What was sent is not even acknowledged"))
 
     def go_on(self) -> None:

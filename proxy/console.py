@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.board import boards
@@ -65,7 +65,7 @@ def operator_pages(
     # Prometheus may scrape often; but whoever guesses tokens is not to guess as often as he likes.
     metrics = Door(exposed(exposition), login, RateLimit(PROBES), said, shell)
     files = {f"{ASSETS_AT}{name}".encode(): file(name) for name in ASSETS}
-    return {**doors, b"/metrics": metrics, **files}
+    return {**doors, b"/metrics": metrics, **files, **{f"{path}/".encode(): moved(path) for path in COOKIE_PATHS}}
 
 
 class Door:
@@ -162,6 +162,19 @@ def exposed(exposition: Callable[[], bytes]) -> Render:
         return Response(await asyncio.to_thread(exposition), headers={"content-type": CONTENT_TYPE})
 
     return render
+
+
+def moved(path: str) -> Page:
+    """Return what leads from a page's path with a slash at its end to the page.
+
+    It would be relayed otherwise, and with it a token that stands in the query.
+    """
+
+    def render(request: Request) -> Response:
+        query = request.scope["query_string"].decode("latin-1")
+        return RedirectResponse(f"{path}?{query}" if query else path, 308, HEADERS)
+
+    return Page(render)
 
 
 def file(name: str) -> Page:

@@ -12,6 +12,7 @@ from proxy.usage import Usage
 
 TimeoutSource = Literal["default", "provided", "invalid", "clamped"]
 IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
+LONGEST_ID = 512  # bytes of an id that a client gives; OpenAI takes no longer one
 
 
 def new_id() -> str:
@@ -122,9 +123,6 @@ class Exchange:
         if self.incoming_id is not None:
             ids.append((b"x-incoming-request-id", self.incoming_id.encode("latin-1")))
         return ids
-
-
-LONGEST_ID = 512  # bytes of an id that a client gives; OpenAI takes no longer one
 
 
 def as_answer(failure: Failure, exchange: Exchange) -> tuple[Pairs, bytes]:

@@ -1087,6 +1087,22 @@ async def test_an_upstream_that_acknowledges_nothing_is_given_up(
     assert repr(pool) == NOTHING_OPEN
     await clock.passes(LOOK)
     assert clock.rings_for(Watch) == [], "there is nothing to watch"
+    await answered_by_hand(pool, lines, answer())
+    assert len(clock.rings_for(Watch)) == 1
+    await pool.aclose()
+    assert clock.rings_for(Watch) == []
+
+
+async def test_an_answer_that_is_whole_is_not_given_up_for_an_upstream_that_vanished_behind_it(
+    pool: Pool, lines: list[Line], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.connection.unheard", lambda sock: 61.0)
+    asking = asyncio.create_task(ask(pool))
+    await turns()
+    lines[0].says(answer(body=b"all of it"))
+    given = await asking
+    await clock.passes(LOOK)
+    assert await whole(given) == b"all of it"
 
 
 def test_an_upload_waits_for_its_client_to_hear_what_an_upstream_that_has_closed_had_said() -> None:

@@ -5,6 +5,8 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
@@ -13,6 +15,8 @@ from starlette.types import Message
 from proxy.app import relay_app
 from proxy.entry import Facts
 from proxy.errors import Pairs
+from proxy.exchange import Request
+from proxy.gateway import MOST_OF_A_PATH, meet
 from proxy.recall import Recall
 from tests.conftest import CLIENT_KEY, SWAP, SettingsOf, Start
 from tests.peers import Heard, Peer, Upstream, answer, chunked, request
@@ -333,6 +337,12 @@ async def test_the_ledger_tells_how_it_ended(start: Start, upstream: Upstream, h
     assert {fact: entry.get(fact) for fact in expected} == expected
     if entry["status"] == 200:
         assert 0 < entry["upstream_wait"] <= entry["first_byte"] <= entry["duration"]
+
+
+def test_what_strangers_chose_is_cut_before_it_waits_to_be_written_down() -> None:
+    long = SimpleNamespace(method="GET", target=b"/" + b"x" * 30_000 + b"?y", fields={b"x-request-id": b"z" * 60_000})
+    exchange = meet(cast(Request, long))
+    assert (exchange.path, exchange.incoming_id) == ("/" + "x" * (MOST_OF_A_PATH - 1), None)
 
 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)

@@ -818,21 +818,14 @@ async def test_an_upstreams_refusal_is_the_clients(proxy: Running, far: Far) -> 
     ],
 )
 async def test_nothing_is_added_to_a_refusal_but_the_id_and_the_end(
-    tmp_path: Path, answer: bytes, fields: list[tuple[bytes, bytes]]
+    tmp_path: Path, upstream: Upstream, answer: bytes, fields: list[tuple[bytes, bytes]]
 ) -> None:
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 " + answer)
-        writer.close()
-
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with running(load({"OXY_TARGET": f"http://127.0.0.1:{port}"}, tmp_path)) as proxy:
+    upstream.says(b"HTTP/1.1 " + answer, closes=True)
+    async with running(load({"OXY_TARGET": upstream.url}, tmp_path)) as proxy:
         client = await proxy.connect()
         await client.say(request(headers=OFFER))
         back = await client.hear()
         await client.closed()
-    server.close()
     assert back.body == answer.partition(b"\r\n\r\n")[2]
     (number,) = [pair for pair in back.headers if pair[0] == b"x-proxy-request-id"]
     assert back.headers == [*fields, number, (b"connection", b"close")]

@@ -112,6 +112,12 @@ def test_a_worker_has_its_time_for_a_sign_of_life_and_nobody_waits_for_it(monkey
     assert worker.is_well(15), "it is asked again"
     now = 31
     assert not worker.is_well(15)
+    for _ in range(2):  # what it was late with says nothing of the next question
+        worker.child_conn.send(True)
+    assert worker.is_well(15)
+    assert worker.is_well(15), "it is asked again"
+    now = 46
+    assert not worker.is_well(15)
 
 
 def test_a_worker_that_ended_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
