@@ -8,7 +8,7 @@ import ssl
 import struct
 import sys
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -23,6 +23,19 @@ INFO = struct.Struct("=8B13I")  # the beginning of Linux's tcp_info
 MANY = 6  # tries without an answer take 12 s at least; before that, it may be silent since nobody said anything
 
 
+class Dial(Protocol):
+    """A way to a host, as `dial`."""
+
+    async def __call__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: Callable[[], P],
+        address: tuple[str, int],
+        tls: ssl.SSLContext | None,
+        /,
+    ) -> P: ...
+
+
 async def dial(
     loop: asyncio.AbstractEventLoop, factory: Callable[[], P], address: tuple[str, int], tls: ssl.SSLContext | None
 ) -> P:
@@ -31,7 +44,17 @@ async def dial(
     found = await resolved(loop, host, port)
     if len(found) == 1 and tls is None and not any(found[0][4][2:]):  # the last: a scope, which IPv6 may need
         return await straight(loop, factory, found[0])
-    sock = await first_of(loop, host, found)
+    return await over(loop, factory, await first_of(loop, host, found), host, tls)
+
+
+async def over(
+    loop: asyncio.AbstractEventLoop,
+    factory: Callable[[], P],
+    sock: socket.socket,
+    host: str,
+    tls: ssl.SSLContext | None,
+) -> P:
+    """Return the protocol that `factory` made, over a socket that is connected to the host; it is closed on failure."""
     try:
         _, protocol = await loop.create_connection(
             factory, sock=sock, ssl=tls, server_hostname=host.strip("[]") if tls else None

@@ -12,7 +12,7 @@ import httpx
 
 from proxy.answer import PooledAnswer
 from proxy.connection import Connection
-from proxy.dial import dial
+from proxy.dial import Dial, dial
 from proxy.errors import Pairs
 from proxy.exchange import IDEMPOTENT, Body, Timeouts
 from proxy.headers import has_any
@@ -26,8 +26,8 @@ class Pool:
     """Connections to one origin. `max_connections` bounds the open ones (None: no bound), `max_idle` the unused ones.
 
     `idle_for` is how long, in seconds, an unused connection is kept, and `used_for` how long any is used for further
-    calls: a host's name may mean another machine by then. The proxy itself sets no bound of connections: it
-    bounds exchanges (see `guard`).
+    calls: a host's name may mean another machine by then. `by` dials in place of `dial`. The proxy itself sets no
+    bound of connections: it bounds exchanges (see `guard`).
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Pool:
         port: int,
         *,
         tls: ssl.SSLContext | None = None,
+        by: Dial | None = None,
         max_connections: int | None = None,
         max_idle: int = 512,
         idle_for: float = 60.0,
@@ -43,6 +44,7 @@ class Pool:
     ) -> None:
         self._address = (host, port)
         self._tls = tls
+        self._by = by
         self._limit = max_connections or float("inf")
         self._max_idle = max_idle
         self._idle_for = idle_for
@@ -152,7 +154,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(within):
-                connection = await dial(loop, lambda: Connection(self, loop), self._address, self._tls)
+                connection = await (self._by or dial)(loop, lambda: Connection(self, loop), self._address, self._tls)
             if not connection.alive:
                 raise ConnectionResetError("closed by the upstream before a request was sent")
             connection.retires = loop.time() + self._used_for

@@ -19,13 +19,27 @@ from functools import partial
 from typing import cast
 
 from proxy import __version__
-from proxy.dial import dial, reach
+from proxy.dial import reach
 from proxy.errors import Failure, Pairs
 from proxy.exchange import Answer, Call, Exchange, new_id
 from proxy.headers import first
 from proxy.settings import Settings
+from proxy.tunnel import NoTunnel, way_out
 from proxy.upstream import Upstream, translated, trust
-from proxy.verdicts import BUFFERED, CUT, SLOW, TOO_FEW, Trouble, of_deployment, of_status, of_tcp, of_tls, of_version
+from proxy.verdicts import (
+    BUFFERED,
+    CUT,
+    SLOW,
+    TOO_FEW,
+    UNREACHED,
+    Trouble,
+    of_deployment,
+    of_proxy,
+    of_status,
+    of_tcp,
+    of_tls,
+    of_version,
+)
 from proxy.whole import Whole
 
 SLOW_HEAD = 5.0  # seconds that a list of models should not take
@@ -91,7 +105,8 @@ class Place:
         self._deployments = settings.azure_deployments if deploys and signed else ()
         self._upstream = Upstream(settings)
         self._trust = trust(settings.target, settings.upstream_ca)
-        self._direct = settings.outbound_proxy is None
+        self._direct, self._by_tunnel = settings.outbound_proxy is None, settings.by_tunnel
+        self._dial = way_out(settings.outbound_proxy)
         self._credentials = credentials
         self._key = key
         self._signed = signed
@@ -104,12 +119,15 @@ class Place:
 
     def steps(self, *, stream: str | None, silence: float | None) -> Iterator[Step]:
         """Yield what is to be looked at; `stream` is the model to ask for one, `silence` the seconds to keep in one."""
-        if self._direct:  # else there is no way to the host but the proxy's, and the API's line tells how it goes
-            if not is_address(self.target.host):
-                yield Step(name="dns", look=self.dns)
+        # There may be no way to the host but the outbound proxy's; of one without tunnels the API's line tells enough.
+        if self._direct and not is_address(self.target.host):
+            yield Step(name="dns", look=self.dns)
+        if self._direct:
             yield Step(name="tcp", look=self.tcp)
-            if self.target.scheme == "https":
-                yield Step(name="tls", look=self.tls)
+        if self._by_tunnel:
+            yield Step(name="proxy", look=self.proxy)
+        if self._by_tunnel or (self._direct and self.target.scheme == "https"):
+            yield Step(name="tls", look=self.tls)
         yield Step(name="key", look=self.api, patience=10.0)
         yield Step(name="head", look=self.head, needed=False)
         for model, deployment in self._deployments:
@@ -141,11 +159,24 @@ class Place:
             peer = sock.getpeername()[0]
         return f"{peer} port {self.target.port} in {took(began)}"
 
+    async def proxy(self) -> str:
+        """Let the outbound proxy open a tunnel, as for a call."""
+        began, address = time.perf_counter(), (self.target.host, self.target.port)
+        try:
+            opened = await self._dial(asyncio.get_running_loop(), Opened, address, None)
+        except NoTunnel as refusal:
+            raise of_proxy(str(refusal), self.target) from None
+        except OSError as problem:
+            reason = (problem.strerror or "no route").lower()
+            raise Trouble(f"the outbound proxy cannot be reached: {reason}", UNREACHED) from None
+        opened.transport.abort()
+        return f"a way to {self.target.host} port {self.target.port} in {took(began)}"
+
     async def tls(self) -> str:
         """Shake hands, as a call would."""
         began, address = time.perf_counter(), (self.target.host, self.target.port)
         try:
-            secured = await dial(asyncio.get_running_loop(), Secured, address, self._trust)
+            secured = await self._dial(asyncio.get_running_loop(), Secured, address, self._trust)
         except OSError as problem:  # ssl.SSLError is one
             raise of_tls(problem, self.target) from None
         secured.transport.abort()
@@ -245,14 +276,22 @@ class Place:
         return heard
 
 
-class Secured(asyncio.Protocol):
-    """A connection whose handshake is over: what was agreed upon."""
+class Opened(asyncio.Protocol):
+    """A connection that is there."""
 
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what there is to tell."""
+        """Keep what ends it."""
         self.transport = cast(asyncio.Transport, transport)
+
+
+class Secured(Opened):
+    """A connection whose handshake is over: what was agreed upon."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what there is to tell."""
+        super().connection_made(transport)
         tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
         self.version = tls.version()
         ends = ssl.cert_time_to_seconds(str((tls.getpeercert() or {})["notAfter"]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]  # typeshed lacks it
 
 from proxy import native, values
@@ -85,8 +86,18 @@ class Settings:
     def way(self) -> Literal["fast", "httpx"]:
         """Which way calls take: our own pool, unless it is not made for what is wanted, or another is asked for."""
         if self.transport == "auto":
-            return "httpx" if self.http2 or self.outbound_proxy or not native.has_llhttp() else "fast"
+            return "fast" if self.can_be_fast and native.has_llhttp() else "httpx"
         return self.transport
+
+    @property
+    def can_be_fast(self) -> bool:
+        """Whether our own pool can do it: HTTP/1.1, straight to the target or by a tunnel."""
+        return not self.http2 and (self.outbound_proxy is None or self.by_tunnel)
+
+    @property
+    def by_tunnel(self) -> bool:
+        """Whether there is an outbound proxy of the usual kind: plain HTTP to it, TLS with the target inside."""
+        return self.target.scheme == "https" and urlsplit(self.outbound_proxy or "").scheme == "http"
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -235,10 +246,10 @@ def contradictions(settings: Settings, refused: Set[str]) -> Iterator[str]:
         yield "a client key is the same as OPENAI_API_KEY: whoever may call would hold the key that costs money"
     if settings.access_token and settings.access_token in (*settings.client_keys, settings.openai_api_key):
         yield "ACCESS_TOKEN is a key as well: whoever may call would see the operator's pages; take another one"
-    if settings.transport == "fast" and (settings.http2 or settings.outbound_proxy):
+    if settings.transport == "fast" and not settings.can_be_fast:
         yield (
-            "OXY_TRANSPORT=fast speaks HTTP/1.1 and goes straight to the target: leave it unset "
-            "for OXY_HTTP2 and for HTTPS_PROXY or ALL_PROXY"
+            "OXY_TRANSPORT=fast speaks HTTP/1.1, straight to the target or through a proxy at http:// to one at "
+            "https://: leave it unset for OXY_HTTP2 and for any other HTTPS_PROXY, HTTP_PROXY or ALL_PROXY"
         )
     if settings.azure == "deployments" and settings.azure_version is None:
         yield "PROXY_AZURE=deployments needs OPENAI_API_VERSION, such as 2024-10-21: it goes into every call's query"

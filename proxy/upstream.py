@@ -28,6 +28,7 @@ from proxy.headers import first
 from proxy.heads import Shaped
 from proxy.settings import Settings
 from proxy.through_httpx import ThroughHttpx, own_transport
+from proxy.tunnel import way_out
 from proxy.values import Target
 from proxy.whole import Whole
 
@@ -213,7 +214,7 @@ def bank(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Bank
         from proxy.pool import Pool  # it takes httptools, which is not everywhere
 
         tls = trust(target, settings.upstream_ca) if target.scheme == "https" else None
-        return Pool(target.host, target.port, tls=tls)
+        return Pool(target.host, target.port, tls=tls, by=way_out(settings.outbound_proxy))
     tls = trust(target, settings.upstream_ca)
     return ThroughHttpx(target, own_transport(tls, http2=settings.http2, proxy=settings.outbound_proxy))
 
@@ -250,6 +251,8 @@ def translated(problem: Exception, *, begun: bool = False) -> Failure | None:
     failure.detail = type(problem).__name__
     if isinstance(problem, httpx.ConnectError):  # nothing was sent or heard yet, so that nothing secret can be in it
         failure.detail += f": {root(problem)}"
+    if isinstance(problem, httpx.ProxyError) and (status := re.match(r"\d{3}\b", str(problem))):
+        failure.detail += f": {status[0]}"  # its other words may quote what it was told, which is secret
     return failure
 
 

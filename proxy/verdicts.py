@@ -16,6 +16,8 @@ CUT = (
     "Oxy, ten minutes; nginx: proxy_read_timeout 600s."
 )
 
+UNREACHED = "Look at host and port in HTTPS_PROXY (or ALL_PROXY), and whether this machine may reach them."
+
 # OpenSSL's X509_V_ERR_*.
 EXPIRED = (9, 10)
 UNVOUCHED = (18, 19, 20, 21)
@@ -54,6 +56,17 @@ def of_tls(problem: OSError, target: Target) -> Trouble:
         "the connection was closed in the handshake",
         "A firewall that looks at names in TLS does so; so does a server that knows no such name.",
     )
+
+
+def of_proxy(said: str, target: Target) -> Trouble:
+    """Return what it means that an outbound proxy opened no tunnel; `said` is its status, or how it failed."""
+    if said == "407":
+        what, advice = ANSWERS[407]
+        return Trouble(f"407: {what}", advice)
+    if said.isdigit():
+        advice = f"It lets through what it knows: {target.host} port {target.port} has to be allowed there."
+        return Trouble(f"the outbound proxy opens no way: {said}", advice)
+    return Trouble(f"the outbound proxy {said}", "Is what listens at HTTPS_PROXY (or ALL_PROXY) a proxy for HTTP?")
 
 
 def _about_certificate(code: int, target: Target) -> str:

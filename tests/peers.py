@@ -9,7 +9,7 @@ import secrets
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -179,6 +179,37 @@ class Upstream:
                     peer.writer.close()
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             peer.writer.close()
+
+
+class Tunnel:
+    """An outbound proxy that connects to where `port` is, whatever it is asked for. It listens `at` one of its own."""
+
+    def __init__(self, port: int, says: bytes = b"HTTP/1.1 200 Connected\r\n\r\n") -> None:
+        self.port = port
+        self.says = says
+        self.asked: list[bytes] = []
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Self]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.at = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(self.says)
+        await asyncio.gather(self._pour(reader, there_writer), self._pour(there_reader, writer))
+
+    async def _pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 async def connect(port: int) -> Peer:

@@ -29,7 +29,7 @@ FLOORS = (
     ("ground: calls for Azure, and tokens", "azure entra"),
     ("ground: how things are shown", "fresh markup readable"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
-    ("the wire: one connection that speaks WebSocket", "upgrade"),
+    ("the wire: through an outbound proxy, and one connection that speaks WebSocket", "tunnel upgrade"),
     ("the wire: one connection", "connection protocol pure"),
     ("the wire: all connections", "pool"),
     (
@@ -62,9 +62,9 @@ ALONE = "demo"
 DOORS = {
     "dotenv": ("layers", "how an .env file is read is not for us to invent"),
     "httptools": ("connection native protocol", "parses answers and requests; native asks whether it is here"),
-    "h11": ("pure", "parses requests where httptools is missing"),
+    "h11": ("pure tunnel", "parses requests where httptools is missing, and what an outbound proxy says"),
     "httpx": (
-        "connection pool through_httpx transport upstream app",
+        "connection pool through_httpx transport tunnel upstream app",
         "the way upstream; app names the type of a transport and no more",
     ),
     "azure": ("entra", "finds an identity and gets its tokens; an extra"),

@@ -5,7 +5,6 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from proxy.probes import Heard, Place, resolve, wish
 from proxy.settings import Settings
 from proxy.values import target
 from proxy.verdicts import Trouble, of_tls
-from tests.peers import PATIENCE, Upstream, answer, chunked
+from tests.peers import PATIENCE, Tunnel, Upstream, answer, chunked
 from tests.test_dial import Authority, Secure, authority, hanging, refusing
 
 __all__ = ["authority"]
@@ -380,8 +379,55 @@ def test_what_is_asked_for_is_small() -> None:
     assert b'"max_completion_tokens": 24' in wish("gpt-4o-mini")
 
 
-async def test_a_proxy_on_the_way_out_is_left_to_find_the_host(tmp_path: Path) -> None:
-    settings = Settings(target=target("https://api.example"), outbound_proxy="http://127.0.0.1:9")
-    through = Place(settings, KEY, key="OPENAI_API_KEY", signed=True, ours=False)
+# ---- through an outbound proxy
+
+
+def behind(proxy: str, host: str = "https://localhost:4321") -> Place:
+    settings = Settings(target=target(host), outbound_proxy=proxy)
+    return Place(settings, KEY, key="OPENAI_API_KEY", signed=True, ours=False)
+
+
+async def test_a_way_through_an_outbound_proxy_that_is_well(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    async with (
+        Secure(authority.context()).listening() as upstream,
+        Tunnel(upstream.port).listening() as tunnel,
+    ):
+        told = await said(behind(f"http://127.0.0.1:{tunnel.at}"))
+    assert list(told) == ["proxy", "tls", "key", "head"]
+    assert told["proxy"].startswith("a way to localhost port 4321 in ")
+    assert told["tls"].startswith("TLSv1.3 in ")
+
+
+@pytest.mark.parametrize(
+    ("answered", "told", "advice"),
+    [
+        (answer(407), "407: the outbound proxy asks for a name and password", "HTTPS_PROXY: http://name:password@host"),
+        (answer(403), "the outbound proxy opens no way: 403", "localhost port 4321 has to be allowed there"),
+        (b"SSH\r\n\r\n", "the outbound proxy ended without an answer, or spoke no HTTP", "a proxy for HTTP?"),
+    ],
+)
+async def test_an_outbound_proxy_that_opens_no_way(upstream: Upstream, answered: bytes, told: str, advice: str) -> None:
+    upstream.says(answered)
+    seen = await trouble(behind(f"http://me:secret@{upstream.url[7:]}"), "proxy")
+    assert str(seen) == told
+    assert advice in seen.advice
+    assert "secret" not in f"{seen} {seen.advice}"
+
+
+async def test_an_outbound_proxy_that_is_not_there() -> None:
+    with refusing() as port:
+        seen = await trouble(behind(f"http://me:secret@127.0.0.1:{port}"), "proxy")
+    assert str(seen).startswith("the outbound proxy cannot be reached: connect")  # each loop has its own words for it
+    assert seen.advice == verdicts.UNREACHED
+
+
+@pytest.mark.parametrize(
+    ("proxy", "host"), [("https://127.0.0.1:9", "https://api.example"), ("http://127.0.0.1:9", "http://api.example")]
+)
+async def test_an_outbound_proxy_without_tunnels_is_left_to_find_the_host(proxy: str, host: str) -> None:
+    through = behind(proxy, host)
     assert [step.name for step in through.steps(stream=None, silence=None)] == ["key", "head"]
     assert str(await trouble(through, "key")) == "no answer: Could not connect to the upstream"

@@ -686,7 +686,23 @@ def test_the_proxy_on_the_way_out_is_the_one_that_other_programs_would_take(
 ) -> None:
     settings = settings_of(OXY_TARGET=target, **environ)
     assert settings.outbound_proxy == found
-    assert settings.way == ("httpx" if found else "fast")
+
+
+@pytest.mark.parametrize(
+    ("target", "proxy", "way"),
+    [
+        ("https://api.example", "http://proxy.example:3128", "fast"),
+        ("https://api.example", "HTTP://me:secret@proxy.example", "fast"),
+        ("https://api.example", "https://proxy.example", "httpx"),
+        ("https://api.example", "socks5://proxy.example", "httpx"),
+        ("http://api.example", "http://proxy.example", "httpx"),
+    ],
+)
+def test_our_own_way_leads_through_a_plain_proxy_to_a_target_with_tls(
+    settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch, target: str, proxy: str, way: str
+) -> None:
+    monkeypatch.setattr("proxy.values.find_spec", lambda _: object())
+    assert settings_of(OXY_TARGET=target, ALL_PROXY=proxy).way == way
 
 
 def test_a_proxys_password_is_in_no_representation(settings_of: SettingsOf) -> None:
@@ -729,7 +745,7 @@ def test_entra_takes_a_package_and_says_so_unless_it_is_there(
     assert complaint == "PROXY_UPSTREAM_AUTH: entra takes one more package: pip install azure-identity"
 
 
-@pytest.mark.parametrize("wish", [{"OXY_HTTP2": "1"}, {"HTTPS_PROXY": "http://proxy.example"}])
+@pytest.mark.parametrize("wish", [{"OXY_HTTP2": "1"}, {"HTTPS_PROXY": "https://proxy.example"}])
 def test_our_own_way_cannot_be_asked_for_what_it_does_not_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: dict[str, str]
 ) -> None:

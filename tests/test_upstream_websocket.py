@@ -1,6 +1,5 @@
 """The far bank of a WebSocket: how it is reached, and what goes wrong there."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from proxy.settings import load
 from tests.conftest import running
-from tests.peers import Upstream, answer, chunked, free_port, request
+from tests.peers import Tunnel, Upstream, answer, chunked, free_port, request
 from tests.sockets import OFFER, SWITCHING, Far, dial, ended, hear, raw_session
 from tests.test_dial import Authority, found
 from tests.test_websocket import Start, refused
@@ -131,26 +130,6 @@ async def test_a_target_with_tls_that_nobody_vouches_for_is_a_502(start: Start, 
     assert heard == (502, "OPENAI_PROXY_TRANSPORT", "Could not connect to the upstream")
 
 
-class Tunnel:
-    """An outbound proxy that connects to wherever `port` is, whatever it is asked for."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.asked: list[bytes] = []
-        self.tasks: set[asyncio.Task[None]] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.asked.append(await reader.readuntil(b"\r\n\r\n"))
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
-        await asyncio.gather(self.pour(reader, there_writer), self.pour(there_reader, writer))
-
-    async def pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
-
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_an_outbound_proxy_is_taken(
     start: Start,
@@ -162,11 +141,10 @@ async def test_an_outbound_proxy_is_taken(
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     async with Far().listening() as plain:
         far = secure if scheme == "https" else plain
-        tunnel = Tunnel(far.port)
-        server = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0)
-        environ = {f"{scheme}_proxy".upper(): f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+        name = f"{scheme}_proxy".upper()
         async with (
-            start(OXY_TARGET=f"{scheme}://localhost:4321", **environ) as proxy,
+            Tunnel(far.port).listening() as tunnel,
+            start(OXY_TARGET=f"{scheme}://localhost:4321", **{name: f"http://127.0.0.1:{tunnel.at}"}) as proxy,
             dial(
                 proxy, "/v1/r;p?a=%20&?", subprotocols=["realtime"], headers=[("X-Twice", "1"), ("X-Twice", "2")]
             ) as client,
@@ -174,7 +152,6 @@ async def test_an_outbound_proxy_is_taken(
             there = await far.accept()
             await client.send("hello")
             assert await hear(there) == "hello"
-        server.close()
     assert tunnel.asked[0].startswith(b"CONNECT localhost:4321 HTTP/1.1\r\n")
     assert b"user-agent" not in tunnel.asked[0].lower()
     [heard] = far.heard
@@ -192,14 +169,13 @@ async def test_an_outbound_proxy_that_refuses_is_a_502(start: Start, upstream: U
 async def test_behind_an_outbound_proxy_a_redirect_is_the_clients_to_follow(start: Start, tmp_path: Path) -> None:
     async with Upstream().listening() as upstream:
         upstream.says(answer(302, [(b"Location", b"ws://elsewhere.example/")]))
-        tunnel = Tunnel(upstream.port)
-        server = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0)
-        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with start(OXY_TARGET="http://api.example", HTTP_PROXY=address) as proxy:
+        async with (
+            Tunnel(upstream.port).listening() as tunnel,
+            start(OXY_TARGET="http://api.example", HTTP_PROXY=f"http://127.0.0.1:{tunnel.at}") as proxy,
+        ):
             client = await proxy.connect()
             await client.say(request(headers=OFFER))
             back = await client.head()
-        server.close()
     assert (back.status, back.get(b"location")) == (302, b"ws://elsewhere.example/")
     assert len(tunnel.asked) == 1
 
