@@ -215,7 +215,7 @@ def _reached(results: Results, target: Target, figure: str | None = None) -> flo
     if target.against is None:
         return value
     other, scenario = target.against
-    if figure is None and scenario == target.scenario:
+    if figure is None and target.figure == "cpu_us" and scenario == target.scenario:
         return results.ratio(scenario, "oxy", other)
     return _divided(value, results.figure(scenario, other, figure or target.figure))
 
