@@ -6,8 +6,8 @@ reads the file and makes HTML of it does so in a thread, so that no exchange wai
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,41 +22,24 @@ from proxy.overview import Overview
 from proxy.readable import UNKNOWN, count, size, span
 from proxy.recall import NoHistory, Recall
 from proxy.shell import Shell
+from proxy.wanted import Wanted
 
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 EVENTS = "text/event-stream"
 TURN = 1.0  # seconds between two looks into the history
 SILENCE = 15  # turns after which a stream says that it is alive
 OVERVIEW_LIFE = 2.0  # seconds
+OVERVIEWS = 64  # by what is wanted in them
 LONGEST_FILTER = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Which entries are wanted; None is all."""
-
-    route: str | None = None
-    model: str | None = None
-    status: str | None = None
-    request_id: str | None = None
-
-    @classmethod
-    def of(cls, request: Request) -> "Filters":
-        """Return those of a request's query."""
-        given = {name: request.query_params.get(name, "").strip()[:LONGEST_FILTER] or None for name in cls.__slots__}
-        if given["status"] not in CLASSES:
-            given["status"] = None
-        return cls(**given)
-
-    def query(self) -> str:
-        """Return them as a query."""
-        return urlencode({name: value for name, value in asdict(self).items() if value is not None})
+FILTERS = ("route", "model", "status", "request_id")
 
 
 class Board:
     """One of the two pages, and its stream. `failed` is whether only errors are shown."""
 
-    def __init__(self, recall: Recall, shell: Shell, overview: Fresh[Html], *, path: str, failed: bool) -> None:
+    def __init__(
+        self, recall: Recall, shell: Shell, overview: Callable[[Wanted], Fresh[Html]], *, path: str, failed: bool
+    ) -> None:
         self._recall = recall
         self._shell = shell
         self._overview = overview
@@ -66,11 +49,11 @@ class Board:
 
     async def page(self, request: Request) -> Response:
         """Return the page."""
-        filters = Filters.of(request)
+        wanted = asked(request, failed=self._failed)
         title = "Errors" if self._failed else "Log"
         try:
-            overview = await self._overview()
-            content = await asyncio.to_thread(self._content, filters, overview)
+            overview = await self._overview(wanted)()
+            content = await asyncio.to_thread(self._content, wanted, overview)
         except NoHistory as problem:
             return HTMLResponse(self._shell.notice(title, str(problem), at=self._path), 503)
         return HTMLResponse(self._shell(title, content, at=self._path, script="board.js"))
@@ -81,15 +64,15 @@ class Board:
             return Response(media_type=EVENTS)
         given = request.headers.get("last-event-id") or request.query_params.get("after", "")
         after = int(given) if given.isascii() and given.isdigit() and len(given) < 16 else 0
-        return EventStream(self._events(request, Filters.of(request), after))
+        return EventStream(self._events(request, asked(request, failed=self._failed), after))
 
-    async def _events(self, request: Request, filters: Filters, after: int) -> AsyncIterator[bytes]:
-        shown, silent = NOTHING, 0
+    async def _events(self, request: Request, wanted: Wanted, after: int) -> AsyncIterator[bytes]:
+        look, shown, silent = self._overview(wanted), NOTHING, 0
         while not request.scope["line"].stopping:
             said = []
             try:
-                overview = await self._overview()
-                latest, rows = await asyncio.to_thread(self._newest, filters, after)
+                overview = await look()
+                latest, rows = await asyncio.to_thread(self._newest, wanted, after)
             except NoHistory as problem:
                 overview, latest, rows = shown, after, NOTHING
                 said.append(event("trouble", str(problem)))
@@ -106,26 +89,26 @@ class Board:
             yield b"".join(said)
             await asyncio.sleep(TURN)
 
-    def _content(self, filters: Filters, overview: Html) -> Html:
+    def _content(self, wanted: Wanted, overview: Html) -> Html:
         routes, models = ([row["of"] for row in self._recall.usage(by) if row["of"]] for by in ("route", "model"))
-        latest, rows = self._newest(filters, 0)
+        latest, rows = self._newest(wanted, 0)
         return self._log(
             overview=overview,
-            live=f"{self._path}/live?{filters.query()}",
+            live=f"{self._path}/live?{urlencode(wanted.chosen())}",
             after=latest,
             path=self._path,
-            routes=self._options(routes, filters.route),
-            statuses=self._options(CLASSES, filters.status),
+            routes=self._options(routes, wanted.route),
+            statuses=self._options(CLASSES, wanted.status),
             models=self._options(models, None),
-            model=filters.model or "",
-            request_id=filters.request_id or "",
+            model=wanted.model or "",
+            request_id=wanted.request_id or "",
             entries=rows or self._none(),
         )
 
-    def _newest(self, filters: Filters, after: int) -> tuple[int, Html]:
+    def _newest(self, wanted: Wanted, after: int) -> tuple[int, Html]:
         """Return the rows of what came after that number, and the number up to which there are no others."""
         latest = self._recall.latest()  # asked first, for what comes in between may be wanted
-        entries = self._recall.newest(after=after, failed=self._failed, **asdict(filters))
+        entries = self._recall.newest(wanted, after=after)
         rows = joined(*(self._entry(**shown(facts)) for facts in entries))
         return max([latest, *(facts["number"] for facts in entries[:1])]), rows
 
@@ -134,6 +117,14 @@ class Board:
         known = values if chosen is None or chosen in values else (*values, chosen)
         marks = {True: Html(" selected"), False: NOTHING}
         return joined(*(self._option(value=value, selected=marks[value == chosen]) for value in known))
+
+
+def asked(request: Request, *, failed: bool) -> Wanted:
+    """Return what the query of a request asks for."""
+    given = {name: request.query_params.get(name, "").strip()[:LONGEST_FILTER] or None for name in FILTERS}
+    if given["status"] not in CLASSES:
+        given["status"] = None
+    return Wanted(**given, failed=failed)
 
 
 def shown(facts: Facts) -> dict[str, Any]:
@@ -194,12 +185,12 @@ class EventStream(Response):
 
 
 def boards(recall: Recall, shell: Shell, overview: Overview) -> tuple[Board, Board]:
-    """Return the page of all entries and that of errors; both look at the same totals."""
+    """Return the page of all entries and that of errors; all who want the same look at the same totals."""
 
-    async def look() -> Html:
-        return await asyncio.to_thread(overview)
+    @lru_cache(OVERVIEWS)
+    def shared(wanted: Wanted) -> Fresh[Html]:
+        return Fresh(lambda: asyncio.to_thread(overview, wanted), OVERVIEW_LIFE)
 
-    shared = Fresh(look, OVERVIEW_LIFE)
     return (
         Board(recall, shell, shared, path="/log", failed=False),
         Board(recall, shell, shared, path="/log_errors", failed=True),

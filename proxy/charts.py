@@ -61,9 +61,9 @@ class Drawing:
     def __init__(self) -> None:
         self._chart, self._column, self._legend = View("chart"), View("column"), View("legend")
 
-    def __call__(self, minutes: Sequence[Row]) -> Html:
-        """Return all of them for these minutes, the oldest first."""
-        return joined(*(self._draw(chart, minutes) for chart in CHARTS))
+    def __call__(self, minutes: Sequence[Row], *, failed: bool = False) -> Html:
+        """Return all of them for these minutes, the oldest first; but the first where each request of them failed."""
+        return joined(*(self._draw(chart, minutes) for chart in CHARTS[failed:]))
 
     def _draw(self, chart: Chart, minutes: Sequence[Row]) -> Html:
         heights = [[series.value(row) for series in chart.series] for row in minutes]

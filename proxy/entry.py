@@ -33,6 +33,8 @@ LONGEST_MESSAGE = 150
 LONGEST_DETAIL = 200
 ROOM = 1200  # characters behind what is written down: a mask is shorter than what it covers, and the cut has an edge
 
+WELL = ("success", "client_cancelled")  # the results that count as no error: a client may leave
+
 COLOURS = {"2xx": "32", "3xx": "36", "4xx": "33", "5xx": "31"}  # ECMA-48 8.3.117: green, cyan, yellow, red
 
 PLAIN = re.compile(r"[!#-;=?-\[\]-~]*")  # printable ASCII, less space, quotation mark, backslash, < and >
@@ -127,7 +129,7 @@ def status_class(status: int | None) -> str:
 
 def failed(exchange: Exchange) -> bool:
     """Tell whether an exchange counts as an error: whatever did not succeed, unless it was the client that left."""
-    return exchange.result not in ("success", "client_cancelled")
+    return exchange.result not in WELL
 
 
 def entries(exchanges: Sequence[Exchange], redact: Redact) -> list[Entry]:

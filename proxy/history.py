@@ -1,7 +1,8 @@
 """The history: entries and totals in one SQLite file, shared by the workers.
 
-Entries are kept as they are, the newest of them, up to a hundred lines in a row; totals by the hour, route, model, key
-and class of status, and for a while by the minute; times in classes 5 % wide, from which quantiles are read (`recall`).
+Entries are kept as they are, the newest of them, up to a hundred lines in a row; totals by route, model, key, class of
+status and result, for a while by the minute, then by the hour; times in classes 5 % wide, from which quantiles are read
+(`recall`).
 All are written by the same batch in one transaction, so that a worker that is killed loses the batch that was gathering
 and no more. WAL lets pages read meanwhile. Without a sync for each transaction, a machine that loses its power may lose
 the last ones (sqlite.org/pragma.html#pragma_synchronous).
@@ -22,13 +23,13 @@ from proxy.exchange import Exchange
 from proxy.pace import in_slices
 from proxy.tables import (
     ADD_ENTRIES,
-    ADD_HOURLY,
-    ADD_MINUTELY,
     ADD_TIMES,
+    ADD_TOTALS,
     DAY,
     HOUR,
     KEEP_THE_NEWEST,
     MINUTE,
+    MOST_MODELS,
     SUMS,
     TOKENS,
     opened,
@@ -39,7 +40,6 @@ from proxy.tables import (
 MOST_ENTRIES = 100_000  # and up to 99 more, with which the oldest share a row; about 70 MB
 MOST_UNWRITTEN = 10_000
 SLICE = 100  # entries, which become a row and take about 0.3 ms
-MOST_MODELS = 100  # by name; see `FirstFew`
 RETRY = 5.0  # seconds
 PRUNING = 60.0  # seconds
 
@@ -47,7 +47,7 @@ log = logging.getLogger("oxy")
 
 Row = tuple[Any, ...]
 Values = tuple[float, ...]
-Group = tuple[int, str, str | None, str | None, int | None]
+Group = tuple[int, str, str | None, str | None, int | None, str]
 
 
 class History:
@@ -131,21 +131,17 @@ class History:
         for some in in_slices(self._unwritten, SLICE):
             rows.append(_row(some))
             for key, group in grouped(some).items():
-                times[key[0] // 60 * HOUR].update([time_class(exchange.duration) for exchange in group])
+                times[key[0] // HOUR * HOUR].update([time_class(exchange.duration) for exchange in group])
                 sums.append((self._bounded(key), measured(group)))
-        by_minute = summed(sums)
-        hourly = summed(((key[0] // 60 * HOUR, *key[1:]), values) for key, values in by_minute.items())
-        minutely = summed(((key[0] * MINUTE,), values) for key, values in by_minute.items())
         return [
             (ADD_ENTRIES, rows),
-            (ADD_HOURLY, [(*key, *values) for key, values in hourly.items()]),
-            (ADD_MINUTELY, [(*key, *values) for key, values in minutely.items()]),
+            (ADD_TOTALS, [(*key, *values) for key, values in summed(sums).items()]),
             (ADD_TIMES, [(hour, kind, count) for hour, counts in times.items() for kind, count in counts.items()]),
         ]
 
-    def _bounded(self, group: Group) -> tuple[int, str, str, str, str]:
-        minute, route, model, key, status = group
-        return minute, route, "" if model is None else self._model(model), key or "", status_class(status)
+    def _bounded(self, group: Group) -> tuple[int, str, str, str, str, str]:
+        minute, route, model, key, status, result = group
+        return minute, route, "" if model is None else self._model(model), key or "", status_class(status), result
 
     def _stands(self) -> bool:
         """Tell whether the file that is open is still the one of that name."""
@@ -178,8 +174,8 @@ def grouped(entries: Iterable[Entry]) -> dict[Group, list[Exchange]]:
     groups: defaultdict[Group, list[Exchange]] = defaultdict(list)
     for entry in entries:
         exchange = entry.exchange
-        minute = int(exchange.began) // MINUTE
-        groups[minute, exchange.route, exchange.model, exchange.key, exchange.status].append(exchange)
+        minute = int(exchange.began) // MINUTE * MINUTE
+        groups[minute, exchange.route, exchange.model, exchange.key, exchange.status, exchange.result].append(exchange)
     return groups
 
 

@@ -1,13 +1,15 @@
 """The totals and charts at the top of the log pages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.charts import Drawing
 from proxy.markup import Html, View, joined
 from proxy.readable import count, share, size, span
 from proxy.recall import Recall, Row
-from proxy.tables import TOKENS
+from proxy.tables import MOST_MODELS, TOKENS
+from proxy.wanted import Wanted
 
 
 class InFlight(NamedTuple):
@@ -21,44 +23,76 @@ Figure = tuple[str, str, str]  # what it is, its value, and what else there is t
 
 
 class Overview:
-    """Shows the totals of all that the history keeps. `in_flight` is asked for what the history does not know."""
+    """Shows the totals of what is wanted. `in_flight` is asked for what the history does not know."""
 
     def __init__(self, recall: Recall, in_flight: Callable[[], InFlight] | None) -> None:
         self._recall = recall
         self._in_flight = in_flight
         self._draw = Drawing()
         self._overview, self._group, self._figure = View("overview"), View("figures"), View("figure")
+        self._note = View("note")
 
-    def __call__(self) -> Html:
+    def __call__(self, wanted: Wanted) -> Html:
         """Return it as HTML. Reads the file; raises `NoHistory`."""
-        totals = self._recall.totals()
-        groups = {"Exchanges": self._exchanges(totals), "Time": times(totals), "Tokens": tokens(totals)}
-        figures = [self._show(title, group) for title, group in groups.items()]
-        return self._overview(figures=joined(*figures), charts=self._draw(self._recall.minutes()))
+        if wanted.request_id is not None:
+            return self._note(text="A request id has no totals and no charts.")
+        totals = self._recall.totals(wanted)
+        exchanges = self._errors(wanted, totals) if wanted.failed else self._exchanges(wanted, totals)
+        figures = [
+            self._show(title, group)
+            for title, group in (exchanges, ("Time", times(totals)), ("Tokens", tokens(totals)))
+        ]
+        charts = self._draw(self._recall.minutes(wanted), failed=wanted.failed)
+        note = joined(*(self._note(text=text) for text in notes(wanted)))
+        return self._overview(note=note, figures=joined(*figures), charts=charts)
 
     def _show(self, title: str, group: list[Figure]) -> Html:
         figures = [self._figure(name=name, value=value, note=note) for name, value, note in group]
         return self._group(title=title, figures=joined(*figures))
 
-    def _exchanges(self, totals: Row) -> list[Figure]:
-        in_flight = self._in_flight() if self._in_flight else None
-        now = [("In flight", count(in_flight.now), f"at most {count(in_flight.most)}")] if in_flight else []
-        return [
+    def _exchanges(self, wanted: Wanted, totals: Row) -> tuple[str, list[Figure]]:
+        return "Exchanges", [
             ("Requests", count(totals["requests"]), f"{count(totals['retries'])} retries"),
-            *now,
+            *self._now(wanted),
             ("Errors", count(totals["errors"]), share(totals["errors"], totals["requests"])),
             ("Overloads", count(totals["overloads"]), ""),
             ("Cancellations", count(totals["cancellations"]), ""),
             ("Bytes out", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
         ]
 
+    def _errors(self, wanted: Wanted, totals: Row) -> tuple[str, list[Figure]]:
+        requests = self._recall.totals(replace(wanted, failed=False))["requests"]
+        return "Errors", [
+            ("Errors", count(totals["errors"]), f"{share(totals['errors'], requests)} of {count(requests)}"),
+            *self._now(wanted),
+            ("Overloads", count(totals["overloads"]), ""),
+            ("Retries", count(totals["retries"]), ""),
+            ("Bytes out", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
+        ]
+
+    def _now(self, wanted: Wanted) -> list[Figure]:
+        if self._in_flight is None or wanted.chosen():  # what is in flight has no model yet, and no status
+            return []
+        in_flight = self._in_flight()
+        return [("In flight", count(in_flight.now), f"at most {count(in_flight.most)}")]
+
+
+def notes(wanted: Wanted) -> Iterator[str]:
+    """Say what the totals are of, and what they cannot tell apart."""
+    chosen = wanted.chosen()
+    if chosen:
+        yield f"Totals and charts: only {', '.join(f'{name} {value}' for name, value in chosen.items())}."
+    if "model" in chosen:
+        yield f"A model's are those of answers that named it. Beyond the first {MOST_MODELS} models all are “other”."
+
 
 def times(totals: Row) -> list[Figure]:
     """Return how long exchanges took."""
+    whole = "only of all" if totals["requests"] and totals["p50"] is None else ""
     return [
         ("Average", span(totals["average"]), ""),
-        ("p50", span(totals["p50"]), ""),
-        ("p99", span(totals["p99"]), ""),
+        ("p50", span(totals["p50"]), whole),
+        ("p99", span(totals["p99"]), whole),
         ("Longest", span(totals["longest"]), ""),
         ("First byte", span(totals["average_first_byte"]), f"at most {span(totals['longest_first_byte'])}"),
     ]

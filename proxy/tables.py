@@ -6,9 +6,10 @@ import sqlite3
 import time
 from pathlib import Path
 
-OURS = 0x4F585902  # `application_id`: whose file it is, and the version of its tables
+OURS = 0x4F585903  # `application_id`: whose file it is, and the version of its tables
 NOT_OURS = "not a history of this version of Oxy; move it away, or name another file in PROXY_HISTORY"
-MINUTES_KEPT = 120
+MOST_MODELS = 100  # by name; see `FirstFew`
+MINUTES_KEPT = 120  # and then as a part of their hour
 BUSY = 1.0  # seconds to wait for another worker's transaction
 SHORTLY = 0.01  # seconds, where SQLite does not wait itself
 SHORTEST = 1e-6  # seconds that are told from less
@@ -20,20 +21,22 @@ SUMS = (
     *("duration", "first_byte", "first_bytes", *TOKENS),
 )
 MAXIMA = ("longest", "longest_first_byte", *(f"most_{kind}" for kind in TOKENS))
-GROUP = ("route", "model", "key", "class")
+GROUP = ("route", "model", "key", "class", "result")
 
 # A row has the lines of up to a hundred entries, the newest last: `last` is its number, `began` the latest of them.
 # Rows of one entry, with columns to ask by, took three times as long to write. Who asks walks through the newest rows;
 # to find nothing in 100,000 entries takes 70 to 100 ms. AUTOINCREMENT: be all pruned, no number comes again.
+#
+# Totals are those of a minute, and a while later of an hour, for which its minutes go over into its first one. So each
+# exchange is counted in one row, and charts can be asked for by all that totals can be asked for by.
+_GROUP = ", ".join(f"{column} TEXT NOT NULL" for column in GROUP)
 _VALUES = ", ".join(f"{column} NOT NULL" for column in (*SUMS, *MAXIMA))
 TABLES = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS entries (
     last INTEGER PRIMARY KEY AUTOINCREMENT, began REAL NOT NULL, lines TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS hourly (
-    hour INTEGER NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, class TEXT NOT NULL,
-    {_VALUES}, PRIMARY KEY (hour, route, model, key, class)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS minutely (minute INTEGER PRIMARY KEY, {_VALUES});
+CREATE TABLE IF NOT EXISTS totals (
+    moment INTEGER NOT NULL, {_GROUP}, {_VALUES}, PRIMARY KEY (moment, {", ".join(GROUP)})) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS times (
     hour INTEGER NOT NULL, class INTEGER NOT NULL, requests INTEGER NOT NULL, PRIMARY KEY (hour, class)) WITHOUT ROWID;
 PRAGMA application_id = {OURS};
@@ -41,19 +44,18 @@ COMMIT;
 """
 
 
-def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...], maxima: tuple[str, ...]) -> str:
+def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...], maxima: tuple[str, ...], rows: str = "") -> str:
     changes = [f"{column} = {column} + excluded.{column}" for column in sums]
     changes += [f"{column} = max({column}, excluded.{column})" for column in maxima]
-    marks = ", ".join("?" * len(key + sums + maxima))
-    return f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(changes)}"  # noqa: S608  names of our own
+    given = rows or f"VALUES ({', '.join('?' * len(key + sums + maxima))})"
+    return f"INSERT INTO {table} {given} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(changes)}"
 
 
 # How many entries, `began`, and their lines.
 ADD_ENTRIES = """
 INSERT INTO entries VALUES (coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'entries'), 0) + ?, ?, ?)
 """
-ADD_HOURLY = _adding("hourly", ("hour", *GROUP), SUMS, MAXIMA)
-ADD_MINUTELY = _adding("minutely", ("minute",), SUMS, MAXIMA)
+ADD_TOTALS = _adding("totals", ("moment", *GROUP), SUMS, MAXIMA)
 ADD_TIMES = _adding("times", ("hour", "class"), ("requests",), ())
 
 # Rows come in the order in which exchanges ended, which is near enough to that in which they began, and go as a whole
@@ -62,6 +64,19 @@ PRUNE_ENTRIES = """
 DELETE FROM entries WHERE last < coalesce(
     (SELECT last FROM entries WHERE began >= ? ORDER BY last LIMIT 1), (SELECT max(last) + 1 FROM entries))
 """
+# What is to be known is until when.
+_MINUTES = f"FROM totals WHERE moment < ? AND moment % {HOUR}"
+_MERGED = ", ".join((*GROUP, *(f"sum({column})" for column in SUMS), *(f"max({column})" for column in MAXIMA)))
+MINUTES_TO_HOURS = (
+    _adding(
+        "totals",
+        ("moment", *GROUP),
+        SUMS,
+        MAXIMA,
+        rows=f"SELECT moment / {HOUR} * {HOUR} AS hour, {_MERGED} {_MINUTES} GROUP BY hour, {', '.join(GROUP)}",
+    ),
+    f"DELETE {_MINUTES}",
+)
 KEEP_THE_NEWEST = "DELETE FROM entries WHERE last <= (SELECT max(last) FROM entries) - ?"
 
 
@@ -104,11 +119,12 @@ def write_ahead(db: sqlite3.Connection) -> None:
 
 
 def prune(db: sqlite3.Connection, before: float) -> None:
-    """Delete what is older."""
+    """Delete what is older, and make hours of the minutes of a while ago."""
     db.execute(PRUNE_ENTRIES, (before,))
-    db.execute("DELETE FROM hourly WHERE hour < ?", (before - HOUR,))
+    db.execute("DELETE FROM totals WHERE moment < ?", (before - HOUR,))
     db.execute("DELETE FROM times WHERE hour < ?", (before - HOUR,))
-    db.execute("DELETE FROM minutely WHERE minute < ?", (time.time() - MINUTES_KEPT * MINUTE,))
+    for statement in MINUTES_TO_HOURS:
+        db.execute(statement, (time.time() - MINUTES_KEPT * MINUTE,))
 
 
 def time_class(seconds: float) -> int:

@@ -27,7 +27,7 @@ FLOORS = (
     ("ground: choices, and convenience requests rewritten", "own rewrites settings spool whole"),
     ("ground: what may be written down", "redaction entry figures tables verdicts"),
     ("ground: calls for Azure, and tokens", "azure entra"),
-    ("ground: how things are shown", "fresh markup readable"),
+    ("ground: how things are shown, and which of them", "fresh markup readable wanted"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
     ("the wire: through an outbound proxy, and one connection that speaks WebSocket", "tunnel upgrade"),
     ("the wire: one connection", "connection protocol pure"),

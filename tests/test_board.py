@@ -19,6 +19,7 @@ from proxy.history import History
 from proxy.metrics import Metrics, Reading
 from proxy.recall import Recall
 from proxy.usage import Usage
+from proxy.wanted import Wanted
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start
 from tests.desk import BEARER, TOKEN, Desk
 from tests.peers import PATIENCE, Peer, Upstream, answer, request
@@ -152,20 +153,71 @@ async def test_a_filter_stays_in_the_form_escaped(desk: Desk) -> None:
     assert page.count("<script") == 1
 
 
+def figures(page: str) -> dict[str, tuple[str, str]]:
+    """Each figure of a page and what is said of it, by its name."""
+    found = re.findall(r"<dt>([\w ]+)</dt><dd>([^<]+)<small>([^<]*)<", page)
+    return {name: (value, note) for name, value, note in found}
+
+
 async def test_totals_and_charts_are_those_of_all_entries(desk: Desk) -> None:
     usage = Usage(input=1200, cached=30, output=70, reasoning=9, total=1270)
     desk.history.write([*exchanges(), written(duration=2.5, first_byte=0.25, usage=usage, retries=1)])
-    page = await shown(desk, "/log_errors")
-    figures = dict(re.findall(r"<dt>([\w ]+)</dt><dd>([^<]+)<small>", page))
-    notes = dict(re.findall(r"<dt>([\w ]+)</dt><dd>[^<]+<small>([^<]*)<", page))
-    assert (figures["Requests"], figures["Errors"], figures["Overloads"], figures["Cancellations"]) == tuple("5211")
-    assert (figures["In flight"], notes["In flight"]) == ("2", "at most 9")
-    assert (figures["Average"], figures["Longest"], figures["First byte"]) == ("500 ms", "2.5 s", "250 ms")
-    assert (figures["Input"], figures["Cached"], figures["Output"], figures["Reasoning"]) == ("1,200", "30", "70", "9")
-    assert (notes["Total"], notes["Requests"], notes["Errors"]) == ("at most 1,270", "1 retries", "40.0%")
-    assert {"p50", "p99"} <= figures.keys()
+    page = await shown(desk)
+    found = figures(page)
+    assert "".join(found[name][0] for name in ("Requests", "Errors", "Overloads", "Cancellations")) == "5211"
+    assert (found["Requests"][1], found["Errors"][1], found["In flight"]) == ("1 retries", "40.0%", ("2", "at most 9"))
+    assert [found[name][0] for name in ("Average", "Longest", "First byte")] == ["500 ms", "2.5 s", "250 ms"]
+    assert [found[name][0] for name in ("Input", "Cached", "Output", "Reasoning")] == ["1,200", "30", "70", "9"]
+    assert (found["Total"], found["p50"][1], found["p99"][1]) == (("1,270", "at most 1,270"), "", "")
     assert page.count("<svg") == 4
     assert re.search(r"Requests a minute over the last hour: at most 5", page)
+    assert 'class="note"' not in page
+
+
+async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
+    desk.history.write([*exchanges(), written(duration=2.5), written(result="upstream_timeout", duration=1.5)])
+    page = await shown(desk, "/log_errors")
+    found = figures(page)
+    assert (found["Errors"], found["Overloads"]) == (("3", "50.0% of 6"), ("1", ""))
+    assert (found["Average"][0], found["Longest"][0]) == ("500 ms", "1.5 s")
+    assert found["p50"] == found["p99"] == ("\N{EN DASH}", "only of all")
+    assert not {"Requests", "Cancellations"} & found.keys()
+    assert "Errors a minute over the last hour: at most 3" in page
+    assert "Requests a minute" not in page, "it would be the same"
+
+
+@pytest.mark.parametrize(
+    ("target", "requests", "note"),
+    [
+        ("/log?route=openai", "1", "only route openai."),
+        ("/log?model=m-1", "2", "only model m-1."),
+        ("/log?status=4xx&route=relay", "1", "only route relay, status 4xx."),
+        ("/log?route=nowhere", "0", "only route nowhere."),
+        ("/log?model=%3Cscript%3E", "0", "only model &lt;script&gt;."),
+    ],
+)
+async def test_totals_and_charts_follow_the_filters(desk: Desk, target: str, requests: str, note: str) -> None:
+    desk.history.write(exchanges())
+    page = await shown(desk, target)
+    assert figures(page)["Requests"][0] == requests
+    assert f"Requests a minute over the last hour: at most {requests}," in page
+    assert f"Totals and charts: {note}" in page
+    assert ("Beyond the first 100 models" in page) == ("model=" in target)
+    assert "In flight" not in figures(page), "what is in flight is of all kinds"
+
+
+async def test_errors_are_counted_among_what_fits_the_filters(desk: Desk) -> None:
+    desk.history.write(exchanges())
+    assert figures(await shown(desk, "/log_errors?model=m-1"))["Errors"] == ("1", "50.0% of 2")
+
+
+@pytest.mark.parametrize("path", ["/log", "/log_errors"])
+async def test_of_a_request_id_there_are_no_totals_and_the_page_says_so(desk: Desk, path: str) -> None:
+    desk.history.write(exchanges())
+    page = await shown(desk, f"{path}?request_id=mine&model=m-1")
+    assert "A request id has no totals and no charts." in page
+    assert not figures(page)
+    assert "<svg" not in page
 
 
 async def test_a_page_has_two_hundred_entries_and_no_more(desk: Desk) -> None:
@@ -214,7 +266,7 @@ async def test_a_stream_tells_what_is_new(desk: Desk, path: str) -> None:
     assert latest is not None
     client = await desk.stream(f"{path}/live?after={latest[1]}".encode())
     _, overview = await next_event(client, "overview")
-    assert "<dt>Requests</dt><dd>4<" in overview
+    assert {"/log": "<dt>Requests</dt><dd>4<", "/log_errors": "<dt>Errors</dt><dd>2<"}[path] in overview
     desk.history.write([written(path="/v1/new", status=500, result="upstream_api_error"), written(path="/v1/fine")])
     number, entries = await next_event(client, "entries")
     expected = {"/log": (["fine", "new"], "6"), "/log_errors": (["new"], "6")}[path]
@@ -227,6 +279,10 @@ async def test_a_stream_keeps_to_the_filters_of_its_page(desk: Desk) -> None:
     assert live is not None
     client = await desk.stream(live[1].replace("&amp;", "&").encode())
     desk.history.write(exchanges())
+    while "only model m-1, status 2xx" not in (overview := (await next_event(client, "overview"))[1]):
+        pass
+    assert "<dt>Requests</dt>" in overview
+    client = await desk.stream(live[1].replace("&amp;", "&").encode())
     _, entries = await next_event(client, "entries")
     assert re.findall(r"/v1/(\w+)<", entries) == ["a"]
 
@@ -234,13 +290,13 @@ async def test_a_stream_keeps_to_the_filters_of_its_page(desk: Desk) -> None:
 async def test_what_a_stream_did_not_want_is_not_looked_at_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
 
-    def look(recall: Recall, *, after: int, **filters: Any) -> list[Facts]:
+    def look(recall: Recall, wanted: Wanted, *, after: int) -> list[Facts]:
         looks.append(after)
         if len(looks) == 1:
             another_worker = History(desk.file, days=30)
             another_worker.write([written(path="/v1/late", model="m-9")])
             another_worker.close(0)
-        return newest(recall, after=after, **filters)
+        return newest(recall, wanted, after=after)
 
     newest = Recall.newest
     monkeypatch.setattr(Recall, "newest", look)

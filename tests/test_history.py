@@ -133,7 +133,26 @@ def test_what_is_older_than_its_days_is_deleted(
     assert len(Recall(file).newest()) == younger
     assert Recall(file).totals()["requests"] == younger
     assert ask(file, "SELECT count(*) FROM times") == [(int(younger),)]
-    assert ask(file, "SELECT count(*) FROM minutely") == [(0,)]
+    assert ask(file, "SELECT count(*) FROM totals") == [(int(younger),)]
+
+
+def test_minutes_of_a_while_ago_become_their_hour_and_nothing_is_counted_twice(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    hour = now // HOUR * HOUR - 3 * HOUR
+    again = [written(began=hour + 70, duration=2.0), written(began=hour + 130, duration=1.0, model="m")]
+    history.write([written(began=hour + 10, duration=1.0), *again, written(began=now)])
+    for _ in range(2):
+        monkeypatch.setattr(history, "_next_pruning", 0.0)
+        history.write([])
+        rows = ask(file, "SELECT moment - ?, model, requests, duration, longest FROM totals", hour)
+        assert rows[:-1] == [(0, "", 2, 3.0, 2.0), (0, "m", 1, 1.0, 1.0)]
+        assert rows[-1][1:] == ("", 1, 0.0, 0.0)
+    monkeypatch.setattr(history, "_next_pruning", 0.0)
+    history.write([written(began=hour + 190, duration=4.0)])  # it took its time
+    (late, *_) = ask(file, "SELECT moment - ?, model, requests, duration, longest FROM totals", hour)
+    assert late == (0, "", 3, 7.0, 4.0)
 
 
 def test_it_prunes_while_nothing_happens_and_not_all_the_time(
@@ -250,7 +269,7 @@ def test_three_processes_write_one_history(file: Path) -> None:
     entries = Recall(file).newest(limit=3000)
     assert [entry["number"] for entry in entries] == [*range(2100, 0, -1)]
     assert len({entry["id"] for entry in entries}) == 2100
-    assert ask(file, "SELECT sum(requests) FROM times") == ask(file, "SELECT sum(requests) FROM minutely") == [(2100,)]
+    assert ask(file, "SELECT sum(requests) FROM times") == ask(file, "SELECT sum(requests) FROM totals") == [(2100,)]
 
 
 def test_who_opens_it_while_another_begins_it_waits_for_that(
@@ -490,6 +509,6 @@ def test_a_time_is_in_a_class_that_is_near_it() -> None:
 def test_nothing_is_lost_where_a_minute_or_an_hour_ends(history: History, file: Path) -> None:
     hour = time.time() // HOUR * HOUR
     history.write([written(began=hour - 1), written(began=hour), written(began=hour + 61)])
-    assert [row[0] - hour for row in ask(file, "SELECT hour FROM hourly ORDER BY hour")] == [-HOUR, 0]
-    assert [row[0] - hour for row in ask(file, "SELECT minute FROM minutely ORDER BY minute")] == [-60, 0, 60]
+    assert ask(file, "SELECT hour - ? FROM times ORDER BY hour", hour) == [(-HOUR,), (0,)]
+    assert ask(file, "SELECT moment - ?, requests FROM totals ORDER BY moment", hour) == [(-60, 1), (0, 1), (60, 1)]
     assert os.path.getsize(file) > 0

@@ -50,7 +50,7 @@ def keeping(tmp_path: Path) -> Work:
     [
         (telling, BATCH // TOLD_AT_ONCE + BATCH // SPELLED_AT_ONCE),
         (counting, BATCH // metrics.SLICE),
-        (keeping, BATCH // history.SLICE + 4),
+        (keeping, BATCH // history.SLICE + 3),
     ],
 )
 def test_it_breathes_between_slices(
@@ -73,11 +73,9 @@ def test_in_longer_slices_too_the_history_gets_all_of_it(tmp_path: Path, monkeyp
     book.write([written()] * BATCH)
     book.close(PATIENCE)
     with closing(sqlite3.connect(tmp_path / "history.sqlite")) as db:
-        sums = [
-            db.execute(f"SELECT sum(requests) FROM {table}").fetchone()[0] for table in ("hourly", "minutely", "times")
-        ]
+        sums = [db.execute(f"SELECT sum(requests) FROM {table}").fetchone()[0] for table in ("totals", "times")]
         (lines,) = db.execute("SELECT max(last) FROM entries").fetchone()
-    assert [lines, *sums] == [BATCH] * 4
+    assert [lines, *sums] == [BATCH] * 3
 
 
 @pytest.mark.parametrize(("full", "lengths"), [(math.inf, [3, 3, 3, 3, 3]), (0, [12, 3])])

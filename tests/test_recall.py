@@ -14,6 +14,7 @@ from proxy.entry import failed, status_class
 from proxy.errors import Result
 from proxy.history import History
 from proxy.recall import NoHistory, Recall
+from proxy.wanted import ANY, Wanted
 from tests.test_entry import Usage
 from tests.test_history import written
 
@@ -60,7 +61,8 @@ def recall(tmp_path: Path) -> Recall:
     ids=str,
 )
 def test_the_newest_entries_are_found_by_every_filter(recall: Recall, filters: dict[str, Any], ids: str) -> None:
-    found = recall.newest(**filters)
+    limits = {name: filters.pop(name) for name in ("limit", "after") if name in filters}
+    found = recall.newest(Wanted(**filters), **limits)
     assert "".join(each["id"] for each in found) == ids
     assert [each["number"] for each in found] == [int(each["id"]) for each in found]
 
@@ -70,7 +72,7 @@ def test_a_model_that_was_only_asked_for_is_found_and_in_no_sum(tmp_path: Path) 
     history.write([written(id="1", began=NOW, asked="m-1"), written(id="2", began=NOW, model="m-2", asked="m-1")])
     history.close(0)
     recall = Recall(file)
-    found = {model: [each["id"] for each in recall.newest(model=model)] for model in ("m-1", "m-2")}
+    found = {model: [each["id"] for each in recall.newest(Wanted(model=model))] for model in ("m-1", "m-2")}
     assert found == {"m-1": ["1"], "m-2": ["2"]}
     assert {row["of"] for row in recall.usage("model")} == {"", "m-2"}
 
@@ -81,7 +83,7 @@ def test_an_entry_is_found_by_the_class_of_its_status_alone(tmp_path: Path, stat
     history = History(file := tmp_path / "history.sqlite", days=30)
     history.write([written(status=status, stream=stream)])
     history.close(0)
-    assert [kind for kind in CLASSES if Recall(file).newest(status=kind)] == [status_class(status)]
+    assert [kind for kind in CLASSES if Recall(file).newest(Wanted(status=kind))] == [status_class(status)]
 
 
 @pytest.mark.parametrize("result", get_args(Result))
@@ -89,7 +91,7 @@ def test_an_entry_failed_if_its_result_says_so(tmp_path: Path, result: Result) -
     history = History(file := tmp_path / "history.sqlite", days=30)
     history.write([entry := written(result=result)])
     history.close(0)
-    assert bool(Recall(file).newest(failed=True)) == failed(entry.exchange)
+    assert bool(Recall(file).newest(Wanted(failed=True))) == failed(entry.exchange)
 
 
 POSING = (
@@ -110,14 +112,15 @@ def test_no_text_of_others_can_pose_as_what_is_asked_for(tmp_path: Path, text: s
     recall = Recall(file)
     asked: list[dict[str, Any]] = [{name: "x"} for name in ("route", "model", "request_id")]
     for filters in (*asked, {"status": "4xx"}, {"status": "none"}, {"failed": True}):
-        assert recall.newest(**filters) == []
+        assert recall.newest(Wanted(**filters)) == []
     assert [found for found in recall.newest() if found["number"] == 2] == [{"number": 2, **hostile.facts}]
 
 
 @pytest.mark.parametrize("posing", POSING)
 def test_what_is_asked_for_is_no_pattern_and_no_json(recall: Recall, posing: str) -> None:
     for asked in (posing, ".*", 'm-1","stream":false', "m-1|m-2", "("):
-        assert recall.newest(model=asked) == recall.newest(route=asked) == recall.newest(request_id=asked) == []
+        for wanted in (Wanted(model=asked), Wanted(route=asked), Wanted(request_id=asked)):
+            assert recall.newest(wanted) == []
 
 
 @pytest.mark.parametrize("after", [0, 1, 99, 100, 101, 249, 250, 251])
@@ -137,12 +140,12 @@ def test_a_walk_stops_at_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.
     history.close(0)
     parsed = Mock(wraps=json.loads)
     monkeypatch.setattr(json, "loads", parsed)
-    assert [found["number"] for found in Recall(file).newest(model="m-1", limit=2)] == [89, 86]
+    assert [found["number"] for found in Recall(file).newest(Wanted(model="m-1"), limit=2)] == [89, 86]
     assert parsed.call_count == 2
 
 
 def test_an_entry_comes_back_as_it_was_written(recall: Recall) -> None:
-    (found,) = recall.newest(request_id="2")
+    (found,) = recall.newest(Wanted(request_id="2"))
     expected = written(id="2", began=NOW, duration=2.0, first_byte=0.5, model="m-1", usage=Usage(1000, total=None))
     assert found == {"number": 2, **expected.facts}
 
@@ -168,11 +171,39 @@ def test_totals_are_those_of_all_entries(recall: Recall) -> None:
 
 
 def test_totals_since_some_time_are_those_of_its_hour_and_later(recall: Recall) -> None:
-    assert recall.totals(NOW)["requests"] == 5
-    assert recall.totals(NOW - HOUR)["requests"] == 6
-    nothing = recall.totals(NOW + 10 * HOUR)
+    assert recall.totals(since=NOW)["requests"] == 5
+    assert recall.totals(since=NOW - HOUR)["requests"] == 6
+    nothing = recall.totals(since=NOW + 10 * HOUR)
     assert nothing["requests"] == nothing["longest"] == 0
     assert nothing["average"] is nothing["p50"] is nothing["p99"] is nothing["average_first_byte"] is None
+
+
+@pytest.mark.parametrize(
+    ("filters", "requests", "errors", "duration", "longest"),
+    [
+        ({"route": "openai"}, 1, 1, 0, 0),
+        ({"route": "relay"}, 5, 1, 6, 3),
+        ({"model": "m-1"}, 2, 0, 3, 2),
+        ({"model": "m-1' OR 1=1 --"}, 0, 0, 0, 0),
+        ({"status": "4xx"}, 2, 1, 0, 0),
+        ({"status": "2xx", "model": "m-2"}, 1, 0, 3, 3),
+        ({"failed": True}, 2, 2, 0, 0),
+        ({"failed": True, "status": "4xx"}, 1, 1, 0, 0),
+    ],
+    ids=str,
+)
+def test_totals_are_those_of_what_is_wanted(
+    recall: Recall, filters: dict[str, Any], requests: int, errors: int, duration: float, longest: float
+) -> None:
+    wanted = Wanted(**filters)
+    totals = recall.totals(wanted)
+    facts = (totals["requests"], totals["errors"], totals["duration"], totals["longest"])
+    assert facts == (requests, errors, duration, longest)
+    assert totals["p50"] is totals["p99"] is None, "times are not kept apart"
+    assert len(recall.newest(wanted)) == requests
+    minutes = recall.minutes(wanted, now=NOW + 60)
+    assert sum(row["requests"] for row in minutes) == sum(facts["number"] > 1 for facts in recall.newest(wanted))
+    assert max(row["longest"] for row in minutes) == longest
 
 
 def test_each_minute_of_the_last_hour_has_its_totals(tmp_path: Path) -> None:
@@ -183,8 +214,8 @@ def test_each_minute_of_the_last_hour_has_its_totals(tmp_path: Path) -> None:
     now = time.time() // 60 * 60 + 30
     history.write([written(began=now - 3600), written(began=now - 60, duration=2.0), written(began=now)])
     history.close(0)
-    minutes = Recall(file).minutes(now)
-    assert [row["minute"] for row in minutes] == [now - 30 - 60 * ago for ago in reversed(range(60))]
+    minutes = Recall(file).minutes(now=now)
+    assert [row["moment"] for row in minutes] == [now - 30 - 60 * ago for ago in reversed(range(60))]
     assert [row["requests"] for row in minutes] == [0] * 58 + [1, 1]
     assert minutes[-2]["average"] == 2.0
     assert minutes[0]["average"] is None
@@ -211,7 +242,7 @@ def test_usage_is_told_by_what_is_asked_for(recall: Recall, by: Any, requests: d
 def test_an_id_is_found_as_it_was_sent_and_as_it_is_shown(tmp_path: Path, asked: str) -> None:
     history = History(tmp_path / "history", days=30)
     history.write([written(incoming_id="abc def<1>")])
-    assert len(Recall(tmp_path / "history").newest(request_id=asked)) == 1
+    assert len(Recall(tmp_path / "history").newest(Wanted(request_id=asked))) == 1
     history.close(0)
 
 
@@ -268,8 +299,10 @@ def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: p
     monkeypatch.setattr(recall, "_asking", explained)
     recall.newest()
     recall.latest()
-    recall.totals()
-    recall.minutes()
+    wanted = Wanted(route="r", model="m", status="4xx", failed=True)
+    for each in (ANY, wanted):
+        recall.totals(each)
+        recall.minutes(each)
     for by in ("model", "route", "day", "key"):
         recall.usage(by)
     assert len(plans) > 10

@@ -25,6 +25,7 @@ from websockets.typing import Subprotocol
 
 from proxy.recall import Recall
 from proxy.settings import load
+from proxy.wanted import Wanted
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
 from tests.desk import BEARER, TOKEN
 from tests.peers import PATIENCE, Peer, Upstream, request
@@ -277,7 +278,7 @@ async def test_a_session_that_broke_is_no_success_and_its_entry_says_whose_fault
     assert (entry["status"], entry["result"], entry.get("failure")) == (101, result, failure)
     assert entry["close_code"] == (1000 if failure is None else 1006)
     assert entry["cancelled"] is (result == "client_cancelled")
-    assert len(Recall(history).newest(failed=True)) == (result not in ("success", "client_cancelled"))
+    assert len(Recall(history).newest(Wanted(failed=True))) == (result not in ("success", "client_cancelled"))
 
 
 async def test_a_session_is_in_flight_until_it_ends(start: Start, far: Far) -> None:
