@@ -8,14 +8,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from proxy.entry import Facts, status_class
+from proxy.entry import WELL, Facts, status_class
+from proxy.errors import Result
 from proxy.fresh import Fresh
 from proxy.markup import NOTHING, Html, View, joined
 from proxy.overview import Overview
@@ -25,13 +26,14 @@ from proxy.shell import Shell
 from proxy.wanted import Wanted
 
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
+RESULTS = get_args(Result)
 EVENTS = "text/event-stream"
 TURN = 1.0  # seconds between two looks into the history
 SILENCE = 15  # turns after which a stream says that it is alive
 OVERVIEW_LIFE = 2.0  # seconds
 OVERVIEWS = 64  # by what is wanted in them
 LONGEST_FILTER = 200
-FILTERS = ("route", "model", "status", "request_id")
+FILTERS = ("route", "model", "status", "result", "key", "request_id")
 
 
 class Board:
@@ -45,7 +47,8 @@ class Board:
         self._overview = overview
         self._path = path
         self._failed = failed
-        self._log, self._entry, self._option, self._none = View("log"), View("entry"), View("option"), View("none")
+        self._log, self._keys, self._option = View("log"), View("keys"), View("option")
+        self._entry, self._none = View("entry"), View("none")
 
     async def page(self, request: Request) -> Response:
         """Return the page."""
@@ -90,7 +93,10 @@ class Board:
             await asyncio.sleep(TURN)
 
     def _content(self, wanted: Wanted, overview: Html) -> Html:
-        routes, models = ([row["of"] for row in self._recall.usage(by) if row["of"]] for by in ("route", "model"))
+        routes, models, keys = (
+            [row["of"] for row in self._recall.usage(by) if row["of"]] for by in ("route", "model", "key")
+        )
+        results = [result for result in RESULTS if not (self._failed and result in WELL)]
         latest, rows = self._newest(wanted, 0)
         return self._log(
             overview=overview,
@@ -99,6 +105,8 @@ class Board:
             path=self._path,
             routes=self._options(routes, wanted.route),
             statuses=self._options(CLASSES, wanted.status),
+            results=self._options(results, wanted.result),
+            keys=self._choice(keys, wanted.key),
             models=self._options(models, None),
             model=wanted.model or "",
             request_id=wanted.request_id or "",
@@ -112,8 +120,13 @@ class Board:
         rows = joined(*(self._entry(**shown(facts)) for facts in entries))
         return max([latest, *(facts["number"] for facts in entries[:1])]), rows
 
+    def _choice(self, keys: Sequence[str], chosen: str | None) -> Html:
+        """Return the field for the key, where there are any."""
+        options = self._options(keys, chosen)
+        return self._keys(keys=options) if options else NOTHING
+
     def _options(self, values: Sequence[str], chosen: str | None) -> Html:
-        # A route that was chosen and has no entry is still the one that was chosen.
+        # A route or a key that was chosen and has no entry is still the one that was chosen.
         known = values if chosen is None or chosen in values else (*values, chosen)
         marks = {True: Html(" selected"), False: NOTHING}
         return joined(*(self._option(value=value, selected=marks[value == chosen]) for value in known))
@@ -122,8 +135,9 @@ class Board:
 def asked(request: Request, *, failed: bool) -> Wanted:
     """Return what the query of a request asks for."""
     given = {name: request.query_params.get(name, "").strip()[:LONGEST_FILTER] or None for name in FILTERS}
-    if given["status"] not in CLASSES:
-        given["status"] = None
+    for name, known in (("status", CLASSES), ("result", RESULTS)):
+        if given[name] not in known:
+            given[name] = None
     return Wanted(**given, failed=failed)
 
 
@@ -143,6 +157,7 @@ def shown(facts: Facts) -> dict[str, Any]:
         "failure": failure,
         "model": facts.get("model", UNKNOWN),
         "route": facts["route"],
+        "key": facts.get("key", ""),
         "duration": span(facts["duration"]),
         "first_byte": span(facts.get("first_byte")),
         "input": count(tokens.get("input")),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.charts import Drawing
-from proxy.markup import Html, View, joined
+from proxy.markup import NOTHING, Html, View, joined
 from proxy.readable import count, share, size, span
 from proxy.recall import Recall, Row
 from proxy.tables import MOST_MODELS, TOKENS
@@ -37,21 +37,19 @@ class Overview:
         if wanted.request_id is not None:
             return self._note(text="A request id has no totals and no charts.")
         totals = self._recall.totals(wanted)
-        exchanges = self._errors(wanted, totals) if wanted.failed else self._exchanges(wanted, totals)
-        figures = [
-            self._show(title, group)
-            for title, group in (exchanges, ("Time", times(totals)), ("Tokens", tokens(totals)))
-        ]
+        groups = self._errors(wanted, totals) if wanted.failed else self._exchanges(wanted, totals)
+        figures = [self._show(title, group) for title, group in groups.items()]
         charts = self._draw(self._recall.minutes(wanted), failed=wanted.failed)
-        note = joined(*(self._note(text=text) for text in notes(wanted)))
+        said = " ".join(notes(wanted))
+        note = self._note(text=said) if said else NOTHING
         return self._overview(note=note, figures=joined(*figures), charts=charts)
 
     def _show(self, title: str, group: list[Figure]) -> Html:
         figures = [self._figure(name=name, value=value, note=note) for name, value, note in group]
         return self._group(title=title, figures=joined(*figures))
 
-    def _exchanges(self, wanted: Wanted, totals: Row) -> tuple[str, list[Figure]]:
-        return "Exchanges", [
+    def _exchanges(self, wanted: Wanted, totals: Row) -> dict[str, list[Figure]]:
+        exchanges = [
             ("Requests", count(totals["requests"]), f"{count(totals['retries'])} retries"),
             *self._now(wanted),
             ("Errors", count(totals["errors"]), share(totals["errors"], totals["requests"])),
@@ -59,16 +57,21 @@ class Overview:
             ("Cancellations", count(totals["cancellations"]), ""),
             ("Bytes out", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
         ]
+        return {"Exchanges": exchanges, "Time": times(totals), "Tokens": tokens(totals)}
 
-    def _errors(self, wanted: Wanted, totals: Row) -> tuple[str, list[Figure]]:
-        requests = self._recall.totals(replace(wanted, failed=False))["requests"]
-        return "Errors", [
-            ("Errors", count(totals["errors"]), f"{share(totals['errors'], requests)} of {count(requests)}"),
+    def _errors(self, wanted: Wanted, totals: Row) -> dict[str, list[Figure]]:
+        errors = totals["errors"]
+        requests = self._recall.totals(replace(wanted, failed=False, result=None))["requests"]
+        results = sorted(self._recall.usage("result", wanted), key=lambda row: row["errors"], reverse=True)
+        figures = [
+            ("Errors", count(errors), f"{share(errors, requests)} of {count(requests)}"),
             *self._now(wanted),
             ("Overloads", count(totals["overloads"]), ""),
             ("Retries", count(totals["retries"]), ""),
             ("Bytes out", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
         ]
+        why = [(row["of"].replace("_", " "), count(row["errors"]), share(row["errors"], errors)) for row in results]
+        return {"Errors": figures, "Why": why, "Time": times(totals)}
 
     def _now(self, wanted: Wanted) -> list[Figure]:
         if self._in_flight is None or wanted.chosen():  # what is in flight has no model yet, and no status

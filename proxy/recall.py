@@ -20,7 +20,7 @@ from proxy.wanted import ANY, Wanted
 NEWEST = 200  # entries
 SERIES = 60  # minutes
 
-By = Literal["model", "route", "day", "key"]
+By = Literal["model", "route", "day", "key", "result"]
 Row = dict[str, Any]
 
 _TOTALS = ", ".join(
@@ -33,6 +33,7 @@ _GROUPS: dict[By, str] = {
     "model": "model",
     "route": "route",
     "key": "key",
+    "result": "result",
     "day": f"strftime('%Y-%m-%d', moment / {DAY} * {DAY}, 'unixepoch')",
 }
 
@@ -90,10 +91,11 @@ class Recall:
         moments = range(first, newest + MINUTE, MINUTE)
         return [_averaged(found.get(moment, {"moment": moment, **nothing})) for moment in moments]
 
-    def usage(self, by: By, since: float = 0.0) -> list[Row]:
-        """Return the totals of each model, route, key or day (UTC), named in `of`."""
-        query = f"SELECT {_GROUPS[by]} AS of, {_TOTALS} FROM totals WHERE moment >= ? GROUP BY of ORDER BY of"  # noqa: S608  columns of our own
-        return [_averaged(dict(row)) for row in self._ask(query, since // HOUR * HOUR)]
+    def usage(self, by: By, wanted: Wanted = ANY, since: float = 0.0) -> list[Row]:
+        """Return the totals of each model, route, key, result or day (UTC), named in `of`."""
+        condition, values = wanted.rows()
+        query = f"SELECT {_GROUPS[by]} AS of, {_TOTALS} FROM totals WHERE moment >= ? AND {condition} GROUP BY of"  # noqa: S608  columns of our own
+        return [_averaged(dict(row)) for row in self._ask(f"{query} ORDER BY of", since // HOUR * HOUR, *values)]
 
     def _quantiles(self, wanted: Wanted, hour: float, *, most: float) -> dict[str, float | None]:
         if wanted != ANY:

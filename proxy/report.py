@@ -20,7 +20,7 @@ def usage(arguments: Sequence[str], history: Path | None) -> str:
     if history is None:
         raise NoHistory("nothing is kept from one run to the next: set PROXY_HISTORY to the file that is to keep it")
     since = 0.0 if options.since is None else time.time() - options.since
-    rows = Recall(history).usage(options.by, since)
+    rows = Recall(history).usage(options.by, since=since)
     if options.by != "day":
         rows.sort(key=lambda row: row["total"], reverse=True)
     if options.json:

@@ -17,8 +17,8 @@ STATUSES = {
     **{f"{first}xx": re.compile(f'"status":{first}') for first in range(1, 6)},
     "none": re.compile(r'"stream":(?:true|false),"result"|"status":[6-9]'),
 }
-MEMBERS = ("route", "model")
-COLUMNS = {"route": "route", "model": "model", "status": "class"}
+MEMBERS = ("route", "model", "result", "key")
+COLUMNS = {"status": "class", **{name: name for name in MEMBERS}}
 FAILED = re.compile(rf'"result":"(?!(?:{"|".join(WELL)})")')
 
 
@@ -32,6 +32,8 @@ class Wanted:
     route: str | None = None
     model: str | None = None
     status: str | None = None
+    result: str | None = None
+    key: str | None = None
     request_id: str | None = None
     failed: bool = False
 

@@ -13,7 +13,8 @@ import pytest
 
 from proxy import board
 from proxy.app import under_way
-from proxy.entry import Facts
+from proxy.board import RESULTS
+from proxy.entry import WELL, Facts
 from proxy.figures import DIRECTORY
 from proxy.history import History
 from proxy.metrics import Metrics, Reading
@@ -81,9 +82,17 @@ async def next_event(client: Peer, name: str) -> tuple[str, Any]:
 
 def exchanges() -> list[Any]:
     return [
-        written(path="/v1/a", model="m-1", route="relay", id="1" * 32),
+        written(path="/v1/a", model="m-1", route="relay", id="1" * 32, key="alice"),
         written(path="/v1/b", model="m-2", route="openai", status=404, result="upstream_api_error"),
-        written(path="/v1/c", model="m-1", status=503, result="proxy_overloaded", overloaded=True, incoming_id="mine"),
+        written(
+            path="/v1/c",
+            model="m-1",
+            status=503,
+            result="proxy_overloaded",
+            overloaded=True,
+            incoming_id="mine",
+            key="alice",
+        ),
         written(path="/v1/d", status=499, result="client_cancelled", cancelled=True),
     ]
 
@@ -97,6 +106,11 @@ def exchanges() -> list[Any]:
         ("/log?model=m-1", "ca"),
         ("/log?status=4xx", "db"),
         ("/log?status=%3Cscript%3E", "dcba"),
+        ("/log?result=client_cancelled", "d"),
+        ("/log?result=%3Cscript%3E", "dcba"),
+        ("/log_errors?result=success", ""),
+        ("/log?key=alice", "ca"),
+        ("/log?key=alice&result=proxy_overloaded", "c"),
         ("/log?request_id=mine", "c"),
         ("/log?request_id=" + "1" * 32, "a"),
         ("/log_errors?model=m-1&status=5xx&route=relay&request_id=+mine+", "c"),
@@ -181,7 +195,9 @@ async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
     assert (found["Errors"], found["Overloads"]) == (("3", "50.0% of 6"), ("1", ""))
     assert (found["Average"][0], found["Longest"][0]) == ("500 ms", "1.5 s")
     assert found["p50"] == found["p99"] == ("\N{EN DASH}", "only of all")
-    assert not {"Requests", "Cancellations"} & found.keys()
+    reasons = ("proxy overloaded", "upstream api error", "upstream timeout")
+    assert [found[reason] for reason in reasons] == [("1", "33.3%")] * 3
+    assert not {"Requests", "Cancellations", "success"} & found.keys()
     assert "Errors a minute over the last hour: at most 3" in page
     assert "Requests a minute" not in page, "it would be the same"
 
@@ -192,6 +208,7 @@ async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
         ("/log?route=openai", "1", "only route openai."),
         ("/log?model=m-1", "2", "only model m-1."),
         ("/log?status=4xx&route=relay", "1", "only route relay, status 4xx."),
+        ("/log?key=alice&result=success", "1", "only result success, key alice."),
         ("/log?route=nowhere", "0", "only route nowhere."),
         ("/log?model=%3Cscript%3E", "0", "only model &lt;script&gt;."),
     ],
@@ -208,7 +225,24 @@ async def test_totals_and_charts_follow_the_filters(desk: Desk, target: str, req
 
 async def test_errors_are_counted_among_what_fits_the_filters(desk: Desk) -> None:
     desk.history.write(exchanges())
-    assert figures(await shown(desk, "/log_errors?model=m-1"))["Errors"] == ("1", "50.0% of 2")
+    for target in ("/log_errors?model=m-1", "/log_errors?key=alice&result=proxy_overloaded"):
+        assert figures(await shown(desk, target))["Errors"] == ("1", "50.0% of 2")
+
+
+async def test_keys_are_shown_and_asked_for_where_there_are_any(desk: Desk) -> None:
+    desk.history.write([written(path="/v1/a")])
+    assert 'id="key"' not in await shown(desk)
+    desk.history.write([written(path="/v1/b", key="alice"), written(path="/v1/c", key="bob")])
+    page = await shown(desk, "/log?key=bob")
+    assert '<option value="alice">alice</option><option value="bob" selected>bob</option>' in page
+    assert re.findall(r'<td class="who"[^>]*>(\w*)</td>', page) == ["bob"]
+    assert re.findall(r'<td class="who"[^>]*>(\w*)</td>', await shown(desk)) == ["bob", "alice", ""]
+
+
+async def test_results_to_choose_are_those_that_a_page_may_show(desk: Desk) -> None:
+    for target, found in (("/log", RESULTS), ("/log_errors", [each for each in RESULTS if each not in WELL])):
+        (options,) = re.findall(r'<select id="result"[^>]*>(.*?)</select>', await shown(desk, target))
+        assert re.findall(r'value="(\w+)"', options) == list(found)
 
 
 @pytest.mark.parametrize("path", ["/log", "/log_errors"])

@@ -175,6 +175,29 @@ async def test_the_form_filters_and_what_comes_is_filtered_too(desk: Desk, open_
     await expect(paths(page)).to_have_count(4)
 
 
+async def test_the_key_is_a_column_and_a_filter_once_there_is_one(desk: Desk, open_page: Open) -> None:
+    desk.history.write([written(path="/v1/a")])
+    page = await open_page("/log")
+    await expect(page.get_by_role("status")).to_have_text("Live")
+    column = page.get_by_role("columnheader", name="Key")
+    await expect(column).to_be_hidden()
+    await expect(page.get_by_label("Key")).to_have_count(0)
+    desk.history.write(
+        [written(path="/v1/b", key="alice", result="client_cancelled"), written(path="/v1/c", key="bob")]
+    )
+    await expect(column).to_be_visible()
+    await page.reload()
+    await page.get_by_label("Key").select_option("alice")
+    await page.get_by_label("Result").select_option("client_cancelled")
+    await page.get_by_role("button", name="Filter").click()
+    await expect(paths(page)).to_have_text(["/v1/b"])
+    await expect(page.locator("dt:text-is('Requests') + dd")).to_contain_text("1")
+    await expect(page.locator(".note")).to_have_text("Totals and charts: only result client_cancelled, key alice.")
+    await page.set_viewport_size({"width": 390, "height": 800})
+    await expect(page.get_by_role("cell", name="alice")).to_be_visible()
+    assert await page.evaluate(FITS)
+
+
 async def test_a_page_keeps_two_hundred_rows(desk: Desk, open_page: Open) -> None:
     desk.history.write([written() for _ in range(199)])
     page = await open_page("/log")

@@ -13,7 +13,7 @@ from proxy.board import CLASSES
 from proxy.entry import failed, status_class
 from proxy.errors import Result
 from proxy.history import History
-from proxy.recall import NoHistory, Recall
+from proxy.recall import By, NoHistory, Recall
 from proxy.wanted import ANY, Wanted
 from tests.test_entry import Usage
 from tests.test_history import written
@@ -50,6 +50,9 @@ def recall(tmp_path: Path) -> Recall:
         ({"route": "openai"}, "4"),
         ({"model": "m-1"}, "21"),
         ({"status": "4xx"}, "65"),
+        ({"result": "client_cancelled"}, "5"),
+        ({"key": "a"}, "31"),
+        ({"key": "a", "model": "m-2", "result": "success"}, "3"),
         ({"failed": True}, "64"),
         ({"request_id": "3"}, "3"),
         ({"request_id": "mine"}, "6"),
@@ -110,7 +113,9 @@ def test_no_text_of_others_can_pose_as_what_is_asked_for(tmp_path: Path, text: s
     history.write([written(), hostile := written(**{text: posing}), written()])
     history.close(0)
     recall = Recall(file)
-    asked: list[dict[str, Any]] = [{name: "x"} for name in ("route", "model", "request_id")]
+    asked: list[dict[str, Any]] = [{name: "x"} for name in ("route", "model", "result", "request_id")]
+    if posing != "x" or text != "key":
+        asked.append({"key": "x"})
     for filters in (*asked, {"status": "4xx"}, {"status": "none"}, {"failed": True}):
         assert recall.newest(Wanted(**filters)) == []
     assert [found for found in recall.newest() if found["number"] == 2] == [{"number": 2, **hostile.facts}]
@@ -187,6 +192,9 @@ def test_totals_since_some_time_are_those_of_its_hour_and_later(recall: Recall) 
         ({"model": "m-1' OR 1=1 --"}, 0, 0, 0, 0),
         ({"status": "4xx"}, 2, 1, 0, 0),
         ({"status": "2xx", "model": "m-2"}, 1, 0, 3, 3),
+        ({"key": "a"}, 2, 0, 4, 3),
+        ({"result": "success", "key": "a", "model": "m-2"}, 1, 0, 3, 3),
+        ({"result": "upstream_api_error"}, 1, 1, 0, 0),
         ({"failed": True}, 2, 2, 0, 0),
         ({"failed": True, "status": "4xx"}, 1, 1, 0, 0),
     ],
@@ -230,6 +238,7 @@ def test_each_minute_of_the_last_hour_has_its_totals(tmp_path: Path) -> None:
         ("route", {"relay": 5, "openai": 1}),
         ("key", {"": 4, "a": 2}),
         ("day", {"2033-05-18": 6}),
+        ("result", {"success": 3, "proxy_overloaded": 1, "client_cancelled": 1, "upstream_api_error": 1}),
     ],
 )
 def test_usage_is_told_by_what_is_asked_for(recall: Recall, by: Any, requests: dict[str, int]) -> None:
@@ -299,11 +308,11 @@ def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: p
     monkeypatch.setattr(recall, "_asking", explained)
     recall.newest()
     recall.latest()
-    wanted = Wanted(route="r", model="m", status="4xx", failed=True)
+    wanted = Wanted(route="r", model="m", status="4xx", result="success", key="k", failed=True)
     for each in (ANY, wanted):
         recall.totals(each)
         recall.minutes(each)
-    for by in ("model", "route", "day", "key"):
-        recall.usage(by)
+    for by in get_args(By):
+        recall.usage(by, wanted)
     assert len(plans) > 10
     assert not [plan for plan in plans if plan.startswith("SCAN")]

@@ -8,7 +8,7 @@ from proxy.wanted import ANY, Wanted
 
 LINE = (
     '{"time":"2026-01-01T00:00:00.000Z","id":"1","incoming_id":"2","upstream_id":"3","route":"relay","method":"POST",'
-    '"path":"/v1","model":"m","stream":false,"status":404,"result":"upstream_api_error"}'
+    '"path":"/v1","model":"m","stream":false,"status":404,"result":"upstream_api_error","key":"alice"}'
 )
 
 
@@ -20,6 +20,9 @@ LINE = (
         ({"route": "rela"}, False, "TRUE AND route = ?", ["rela"]),
         ({"model": "m", "status": "4xx"}, True, "TRUE AND model = ? AND class = ?", ["m", "4xx"]),
         ({"status": "none"}, False, "TRUE AND class = ?", ["none"]),
+        ({"result": "upstream_api_error"}, True, "TRUE AND result = ?", ["upstream_api_error"]),
+        ({"key": "alice"}, True, "TRUE AND key = ?", ["alice"]),
+        ({"key": "lice"}, False, "TRUE AND key = ?", ["lice"]),
         ({"failed": True}, True, "TRUE AND result NOT IN ('success', 'client_cancelled')", []),
         ({"request_id": "2"}, True, "TRUE", []),
         ({"request_id": "3"}, False, "TRUE", []),
