@@ -26,7 +26,7 @@ class Shell:
 
     def __init__(self) -> None:
         self._frame, self._link, self._script = View("frame"), View("link"), View("script")
-        self._notice, self._form = View("notice"), View("login")
+        self._notice, self._form, self._leave = View("notice"), View("login"), View("leave")
         self._style, self._icon = asset_url("board.css"), asset_url("icon.svg")
 
     def __call__(self, title: str, content: Html, *, at: str = "", script: str | None = None) -> Html:
@@ -37,6 +37,7 @@ class Shell:
             title=title,
             content=content,
             links=joined(*links) if at else NOTHING,
+            leave=self._leave() if at else NOTHING,
             style=self._style,
             icon=self._icon,
             script=self._script(url=asset_url(script)) if script else NOTHING,

@@ -139,6 +139,22 @@ async def test_the_token_is_taken_once_by_a_form(desk: Desk, open_page: Open) ->
     assert await page.evaluate("document.cookie") == ""
 
 
+async def test_whoever_leaves_by_the_keyboard_is_asked_for_the_token_again(desk: Desk, open_page: Open) -> None:
+    page = await open_page("/log?status=5xx")
+    await expect(page.get_by_role("status")).to_have_text("Live")
+    for _ in range(6):  # behind the link to the content, the name and three pages
+        await page.keyboard.press("Tab")
+    await expect(page.get_by_role("button", name="Log out")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("alert")).to_have_text("This page wants the ACCESS_TOKEN of the proxy.")
+    await expect(page.get_by_role("button", name="Log out")).to_have_count(0)
+    assert await page.context.cookies() == []
+    await page.get_by_label("Access token").fill(TOKEN)
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(f"{desk.proxy.url}/log?status=5xx")
+    await expect(page.get_by_role("button", name="Log out")).to_be_visible()
+
+
 async def test_entries_and_totals_appear_as_they_come_unless_paused(desk: Desk, open_page: Open) -> None:
     desk.history.write([written(path="/v1/first")])
     page = await open_page("/log")

@@ -162,6 +162,30 @@ async def test_a_form_with_a_wrong_token_opens_nothing(login: Login, cookie: str
         await login.check(request(("cookie", f"{COOKIE}={cookie}"), method="POST", body=(body,) if body else ()))
 
 
+async def test_who_leaves_has_no_cookie_any_more_and_is_led_to_the_page(login: Login, cookie: str) -> None:
+    body = (b"log_out=1&access_token=wrong",)
+    asked = request(("cookie", f"{COOKIE}={cookie}"), method="POST", query="route=relay", body=body, scheme="https")
+    response = await login.check(asked)
+    assert response is not None
+    assert (response.status_code, response.headers["location"]) == (303, "/log?route=relay")
+    made = cookies(response)
+    assert [(each[COOKIE]["path"], each[COOKIE].value, each[COOKIE]["max-age"]) for each in made] == [
+        (path, "", "0") for path in PATHS
+    ]
+    assert all(each[COOKIE]["secure"] and each[COOKIE]["httponly"] for each in made)
+
+
+@pytest.mark.parametrize("headers", [[], [("cookie", f"{COOKIE}=1.2")], [("authorization", f"Bearer {TOKEN}")]])
+async def test_another_site_that_has_no_cookie_logs_nobody_out(login: Login, headers: list[PAIR]) -> None:
+    with pytest.raises(Forbidden, match="Nobody is logged in") as refusal:
+        await login.check(request(*headers, method="POST", body=(b"log_out=1",)))
+    assert not isinstance(refusal.value, WrongToken), "it is no guess"
+
+
+async def test_a_link_logs_nobody_out(login: Login, cookie: str) -> None:
+    assert await login.check(request(BROWSER, ("cookie", f"{COOKIE}={cookie}"), query="log_out=1")) is None
+
+
 async def test_a_form_is_not_read_for_ever(login: Login) -> None:
     with pytest.raises(BodyTooLarge):
         await login.check(request(method="POST", body=(b"a" * 1000,) * 5))
