@@ -21,7 +21,7 @@ from proxy.fresh import Fresh
 from proxy.markup import NOTHING, Html, View, joined
 from proxy.overview import Overview
 from proxy.readable import UNKNOWN, count, size, span
-from proxy.recall import NoHistory, Recall
+from proxy.recall import By, NoHistory, Recall
 from proxy.shell import Shell
 from proxy.wanted import Wanted
 
@@ -33,6 +33,7 @@ SILENCE = 15  # turns after which a stream says that it is alive
 OVERVIEW_LIFE = 2.0  # seconds
 OVERVIEWS = 64  # by what is wanted in them
 LONGEST_FILTER = 200
+GROUPS: tuple[By, ...] = ("route", "model", "key")
 FILTERS = ("route", "model", "status", "result", "key", "request_id")
 
 
@@ -93,9 +94,7 @@ class Board:
             await asyncio.sleep(TURN)
 
     def _content(self, wanted: Wanted, overview: Html) -> Html:
-        routes, models, keys = (
-            [row["of"] for row in self._recall.usage(by) if row["of"]] for by in ("route", "model", "key")
-        )
+        routes, models, keys = ([row[by] for row in self._recall.usage(by) if row[by]] for by in GROUPS)
         results = [result for result in RESULTS if not (self._failed and result in WELL)]
         latest, rows = self._newest(wanted, 0)
         return self._log(

@@ -62,7 +62,7 @@ class Overview:
     def _errors(self, wanted: Wanted, totals: Row) -> dict[str, list[Figure]]:
         errors = totals["errors"]
         requests = self._recall.totals(replace(wanted, failed=False, result=None))["requests"]
-        results = sorted(self._recall.usage("result", wanted), key=lambda row: row["errors"], reverse=True)
+        results = sorted(self._recall.usage("result", wanted=wanted), key=lambda row: row["errors"], reverse=True)
         figures = [
             ("Errors", count(errors), f"{share(errors, requests)} of {count(requests)}"),
             *self._now(wanted),
@@ -70,7 +70,7 @@ class Overview:
             ("Retries", count(totals["retries"]), ""),
             ("Bytes out", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
         ]
-        why = [(row["of"].replace("_", " "), count(row["errors"]), share(row["errors"], errors)) for row in results]
+        why = [(row["result"].replace("_", " "), count(row["errors"]), share(row["errors"], errors)) for row in results]
         return {"Errors": figures, "Why": why, "Time": times(totals)}
 
     def _now(self, wanted: Wanted) -> list[Figure]:

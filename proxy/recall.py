@@ -91,11 +91,14 @@ class Recall:
         moments = range(first, newest + MINUTE, MINUTE)
         return [_averaged(found.get(moment, {"moment": moment, **nothing})) for moment in moments]
 
-    def usage(self, by: By, wanted: Wanted = ANY, since: float = 0.0) -> list[Row]:
-        """Return the totals of each model, route, key, result or day (UTC), named in `of`."""
+    def usage(self, *by: By, wanted: Wanted = ANY, since: float = 0.0) -> list[Row]:
+        """Return the totals of each model, route, key, result or day (UTC), or of each that they make together."""
         condition, values = wanted.rows()
-        query = f"SELECT {_GROUPS[by]} AS of, {_TOTALS} FROM totals WHERE moment >= ? AND {condition} GROUP BY of"  # noqa: S608  columns of our own
-        return [_averaged(dict(row)) for row in self._ask(f"{query} ORDER BY of", since // HOUR * HOUR, *values)]
+        groups = ", ".join(f"{_GROUPS[each]} AS {each}" for each in by)
+        places = ", ".join(map(str, range(1, len(by) + 1)))
+        query = f"SELECT {groups}, {_TOTALS} FROM totals WHERE moment >= ? AND {condition} GROUP BY {places}"  # noqa: S608  columns of our own
+        rows = self._ask(f"{query} ORDER BY {places}", since // HOUR * HOUR, *values)
+        return [_averaged(dict(row)) for row in rows]
 
     def _quantiles(self, wanted: Wanted, hour: float, *, most: float) -> dict[str, float | None]:
         if wanted != ANY:

@@ -4,13 +4,16 @@ import argparse
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from proxy.recall import By, NoHistory, Recall, Row
 from proxy.tables import DAY, HOUR, MINUTE, TOKENS
 
 UNITS = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
+GROUPS: tuple[By, ...] = get_args(By)
 COLUMNS = ("requests", "errors", *TOKENS, "average")
 
 
@@ -20,12 +23,8 @@ def usage(arguments: Sequence[str], history: Path | None) -> str:
     if history is None:
         raise NoHistory("nothing is kept from one run to the next: set PROXY_HISTORY to the file that is to keep it")
     since = 0.0 if options.since is None else time.time() - options.since
-    rows = Recall(history).usage(options.by, since=since)
-    if options.by != "day":
-        rows.sort(key=lambda row: row["total"], reverse=True)
-    if options.json:
-        return json.dumps([{options.by: row.pop("of"), **row} for row in rows], indent=2)
-    return table(options.by, rows)
+    rows = ordered(options.by, Recall(history).usage(*options.by, since=since))
+    return json.dumps(rows, indent=2) if options.json else table(options.by, rows)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,12 +33,26 @@ def parser() -> argparse.ArgumentParser:
         prog="oxy usage",
         description="Who used how many tokens, from the file that PROXY_HISTORY names. Days and hours are UTC.",
     )
-    described.add_argument("--by", choices=("model", "route", "day", "key"), default="model", help="(default model)")
+    described.add_argument(
+        "--by",
+        type=groups,
+        metavar="GROUPS",
+        default="model",
+        help=f"one or several of {', '.join(GROUPS)}, such as key,model (default: model)",
+    )
     described.add_argument(
         "--since", type=span, metavar="SPAN", help="only the last 90m, 12h, 7d or 2w, in whole hours (default: all)"
     )
     described.add_argument("--json", action="store_true", help="print JSON")
     return described
+
+
+def groups(text: str) -> tuple[By, ...]:
+    """Read what totals are to be grouped by, such as `key,model`."""
+    chosen = tuple(each for name in text.split(",") for each in GROUPS if each == name.strip())
+    if len(set(chosen)) < text.count(",") + 1:
+        raise argparse.ArgumentTypeError(f"write one or several of {', '.join(GROUPS)}, with commas and each once")
+    return chosen
 
 
 def span(text: str) -> int:
@@ -50,17 +63,39 @@ def span(text: str) -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
-def table(by: By, rows: Sequence[Row]) -> str:
+def ordered(by: Sequence[By], rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the greatest group first, and so on in each of them; days in their order."""
+    totals: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        for group in _around(row, by):
+            totals[group] += row["total"]
+
+    def rank(row: Row) -> list[tuple[int, str]]:
+        groups = zip(by, _around(row, by), strict=True)
+        return [(0 if kind == "day" else -totals[group], group[-1]) for kind, group in groups]
+
+    return sorted(rows, key=rank)
+
+
+def table(by: Sequence[By], rows: Sequence[Row]) -> str:
     """Return the rows as a table, numbers to the right, and their sum where there are several."""
-    lines = [(by, *COLUMNS), *(_cells(row["of"] or "-", row) for row in rows)]
+    lines = [(*by, *COLUMNS), *((*(row[each] or "-" for each in by), *_cells(row)) for row in rows)]
     if len(rows) > 1:
         total: Row = {column: sum(row[column] for row in rows) for column in (*COLUMNS[:-1], "duration")}
-        lines.append(_cells("all", {**total, "average": total["duration"] / total["requests"]}))
+        names = ("all", *[""] * (len(by) - 1))
+        lines.append((*names, *_cells({**total, "average": total["duration"] / total["requests"]})))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = (*[str.ljust] * len(by), *[str.rjust] * len(COLUMNS))
     return "\n".join(
-        "  ".join((cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:]))).rstrip() for cells in lines
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, cells, widths, strict=True)).rstrip()
+        for cells in lines
     )
 
 
-def _cells(name: str, row: Row) -> tuple[str, ...]:
-    return (name, *(f"{row[column]:,}" for column in COLUMNS[:-1]), f"{row['average']:.3f} s")
+def _cells(row: Row) -> tuple[str, ...]:
+    return (*(f"{row[column]:,}" for column in COLUMNS[:-1]), f"{row['average']:.3f} s")
+
+
+def _around(row: Row, by: Sequence[By]) -> list[tuple[str, ...]]:
+    """Return the groups that a row is in, the widest first."""
+    return [tuple(row[each] for each in by[:end]) for end in range(1, len(by) + 1)]

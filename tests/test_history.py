@@ -220,7 +220,7 @@ def test_of_many_models_totals_tell_the_first_apart(
     history: History, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history.write([written(model=f"model-{number:03d}") for number in range(120)])
-    found = {row["of"]: row["requests"] for row in Recall(file).usage("model")}
+    found = {row["model"]: row["requests"] for row in Recall(file).usage("model")}
     assert len(found) == 101
     assert found["other"] == 20
 

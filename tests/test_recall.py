@@ -77,7 +77,7 @@ def test_a_model_that_was_only_asked_for_is_found_and_in_no_sum(tmp_path: Path) 
     recall = Recall(file)
     found = {model: [each["id"] for each in recall.newest(Wanted(model=model))] for model in ("m-1", "m-2")}
     assert found == {"m-1": ["1"], "m-2": ["2"]}
-    assert {row["of"] for row in recall.usage("model")} == {"", "m-2"}
+    assert {row["model"] for row in recall.usage("model")} == {"", "m-2"}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -243,8 +243,18 @@ def test_each_minute_of_the_last_hour_has_its_totals(tmp_path: Path) -> None:
 )
 def test_usage_is_told_by_what_is_asked_for(recall: Recall, by: Any, requests: dict[str, int]) -> None:
     rows = recall.usage(by)
-    assert {row["of"]: row["requests"] for row in rows} == requests
+    assert {row[by]: row["requests"] for row in rows} == requests
     assert sum(row["requests"] for row in recall.usage(by, since=NOW)) == 5
+
+
+def test_usage_is_told_by_several_together_in_their_order(recall: Recall) -> None:
+    rows = recall.usage("key", "model", wanted=Wanted(status="2xx"))
+    assert [(row["key"], row["model"], row["requests"]) for row in rows] == [
+        ("", "m-1", 1),
+        ("a", "m-1", 1),
+        ("a", "m-2", 1),
+    ]
+    assert [*rows[0]][:3] == ["key", "model", "requests"]
 
 
 @pytest.mark.parametrize("asked", ["abc def<1>", "abc%20def%3C1%3E"])
@@ -313,6 +323,7 @@ def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: p
         recall.totals(each)
         recall.minutes(each)
     for by in get_args(By):
-        recall.usage(by, wanted)
+        recall.usage(by, wanted=wanted)
+    recall.usage(*get_args(By))
     assert len(plans) > 10
     assert not [plan for plan in plans if plan.startswith("SCAN")]

@@ -50,6 +50,25 @@ def test_days_come_in_their_order(file: Path) -> None:
     ]
 
 
+def test_several_groups_stand_side_by_side_and_what_belongs_together_does(file: Path) -> None:
+    history = History(file, days=10**6)
+    history.write([written(began=200_000.0, duration=2.0, model="a-model", usage=FEW, key="team")])
+    history.close(0)
+    assert usage(["--by", "key,model"], file).splitlines() == [
+        "key   model          requests  errors      input  cached  output  reasoning      total  average",
+        "team  another-model         1       0  1,000,000       5       1          1  1,000,001  2.000 s",
+        "team  a-model               1       0      1,200       0      34          0      1,234  2.000 s",
+        "-     a-model               1       0      1,200       0      34          0      1,234  1.000 s",
+        "-     -                     1       1          0       0       0          0          0  3.000 s",
+        "all                         4       1  1,002,400       5      69          1  1,002,469  2.000 s",
+    ]
+    told = [(row["model"], row["key"]) for row in json.loads(usage(["--by", "model, key", "--json"], file))]
+    assert told == [("another-model", "team"), ("a-model", ""), ("a-model", "team"), ("", "")]
+    days = [line.split()[:2] for line in usage(["--by", "day,result"], file).splitlines()[1:-1]]
+    first, second = "1970-01-02", "1970-01-03"
+    assert days == [[first, "success"], [second, "success"], [second, "upstream_api_error"]]
+
+
 def test_one_row_needs_no_sum(file: Path) -> None:
     assert len(usage(["--by", "route"], file).splitlines()) == 2
 
@@ -67,7 +86,19 @@ def test_only_the_last_of_it_is_told(file: Path, span: str) -> None:
     assert json.loads(usage(["--since", span, "--json"], file)) == []
 
 
-@pytest.mark.parametrize("arguments", [["--since", "7"], ["--since", "d"], ["--since", "-1d"], ["--by", "colour"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--since", "7"],
+        ["--since", "d"],
+        ["--since", "-1d"],
+        ["--by", "colour"],
+        ["--by", "key,"],
+        ["--by", "key,key"],
+        ["--by", "key,colour"],
+        ["--by", ""],
+    ],
+)
 def test_what_cannot_be_understood_ends_with_status_2(
     file: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
