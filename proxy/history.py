@@ -28,10 +28,12 @@ from proxy.tables import (
     DAY,
     HOUR,
     KEEP_THE_NEWEST,
+    LATE,
     MINUTE,
     MOST_MODELS,
     SUMS,
     TOKENS,
+    merge_minutes,
     opened,
     prune,
     time_class,
@@ -63,6 +65,7 @@ class History:
         self._model = FirstFew(MOST_MODELS)
         self._unwritten: list[Entry] = []
         self._not_before = self._next_pruning = -math.inf
+        self._merged = 0.0  # up to when minutes of the file have been made hours
         self._failing = False
         self.dropped = 0
 
@@ -104,6 +107,7 @@ class History:
         if self._db is None:
             self._db = opened(self._path)
             self._file = identity(self._path)
+            self._merged = 0.0
         elif identity(self._path) != self._file:
             raise FileNotFoundError("somebody has put another file in its place")
         db = self._db
@@ -115,6 +119,7 @@ class History:
         db.execute(KEEP_THE_NEWEST, (MOST_ENTRIES,))
         if pruning:
             prune(db, time.time() - self._days * DAY)
+            self._merged = merge_minutes(db, self._merged - LATE)  # if it is undone, the file will be opened anew
         db.execute("COMMIT")
         self._unwritten.clear()
         if pruning:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.charts import Drawing
+from proxy.entry import WELL
 from proxy.markup import NOTHING, Html, View, joined
 from proxy.readable import count, share, size, span
 from proxy.recall import Recall, Row
@@ -61,8 +62,11 @@ class Overview:
 
     def _errors(self, wanted: Wanted, totals: Row) -> dict[str, list[Figure]]:
         errors = totals["errors"]
-        requests = self._recall.totals(replace(wanted, failed=False, result=None))["requests"]
-        results = sorted(self._recall.usage("result", wanted=wanted), key=lambda row: row["errors"], reverse=True)
+        results = self._recall.results(replace(wanted, failed=False, result=None))
+        requests = sum(results.values())
+        failures = {result: number for result, number in results.items() if result not in WELL}
+        if wanted.result is not None:
+            failures = {wanted.result: errors}
         figures = [
             ("Errors", count(errors), f"{share(errors, requests)} of {count(requests)}"),
             *self._now(wanted),
@@ -70,7 +74,10 @@ class Overview:
             ("Retries", count(totals["retries"]), ""),
             ("Bytes out", size(totals["bytes_out"]), f"{size(totals['bytes_in'])} in"),
         ]
-        why = [(row["result"].replace("_", " "), count(row["errors"]), share(row["errors"], errors)) for row in results]
+        why = [
+            (result.replace("_", " "), count(number), share(number, errors))
+            for result, number in sorted(failures.items(), key=lambda failure: -failure[1])
+        ]
         return {"Errors": figures, "Why": why, "Time": times(totals)}
 
     def _now(self, wanted: Wanted) -> list[Figure]:

@@ -80,6 +80,12 @@ class Recall:
         (found,) = self._ask(f"SELECT {_TOTALS} FROM totals WHERE moment >= ? AND {condition}", hour, *values)  # noqa: S608  columns of our own
         return {**_averaged(dict(found)), **self._quantiles(wanted, hour, most=found["longest"])}
 
+    def results(self, wanted: Wanted = ANY) -> dict[str, int]:
+        """Return how many of what is wanted had each result."""
+        condition, values = wanted.rows()
+        query = f"SELECT result, sum(requests) AS requests FROM totals WHERE {condition} GROUP BY result"  # noqa: S608  columns of our own
+        return {row["result"]: row["requests"] for row in self._ask(query, *values)}
+
     def minutes(self, wanted: Wanted = ANY, now: float | None = None) -> list[Row]:
         """Return the totals of what is wanted in each minute of the last hour, the oldest first, be they nothing."""
         newest = int(time.time() if now is None else now) // MINUTE * MINUTE

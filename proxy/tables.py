@@ -10,6 +10,7 @@ OURS = 0x4F585903  # `application_id`: whose file it is, and the version of its 
 NOT_OURS = "not a history of this version of Oxy; move it away, or name another file in PROXY_HISTORY"
 MOST_MODELS = 100  # by name; see `FirstFew`
 MINUTES_KEPT = 120  # and then as a part of their hour
+LATE = 900  # seconds: what another worker may still write of a minute that is to be merged
 BUSY = 1.0  # seconds to wait for another worker's transaction
 SHORTLY = 0.01  # seconds, where SQLite does not wait itself
 SHORTEST = 1e-6  # seconds that are told from less
@@ -64,8 +65,8 @@ PRUNE_ENTRIES = """
 DELETE FROM entries WHERE last < coalesce(
     (SELECT last FROM entries WHERE began >= ? ORDER BY last LIMIT 1), (SELECT max(last) + 1 FROM entries))
 """
-# What is to be known is until when.
-_MINUTES = f"FROM totals WHERE moment < ? AND moment % {HOUR}"
+# Those among the totals from one moment on, and before another.
+_MINUTES = f"FROM totals WHERE moment >= ? AND moment < ? AND moment % {HOUR}"
 _MERGED = ", ".join((*GROUP, *(f"sum({column})" for column in SUMS), *(f"max({column})" for column in MAXIMA)))
 MINUTES_TO_HOURS = (
     _adding(
@@ -119,12 +120,21 @@ def write_ahead(db: sqlite3.Connection) -> None:
 
 
 def prune(db: sqlite3.Connection, before: float) -> None:
-    """Delete what is older, and make hours of the minutes of a while ago."""
+    """Delete what is older."""
     db.execute(PRUNE_ENTRIES, (before,))
     db.execute("DELETE FROM totals WHERE moment < ?", (before - HOUR,))
     db.execute("DELETE FROM times WHERE hour < ?", (before - HOUR,))
+
+
+def merge_minutes(db: sqlite3.Connection, since: float) -> float:
+    """Make hours of the minutes that are a while ago, from one on; return up to which.
+
+    To look at all hours for minutes among them would take milliseconds, each time.
+    """
+    until = time.time() - MINUTES_KEPT * MINUTE
     for statement in MINUTES_TO_HOURS:
-        db.execute(statement, (time.time() - MINUTES_KEPT * MINUTE,))
+        db.execute(statement, (since, until))
+    return until
 
 
 def time_class(seconds: float) -> int:

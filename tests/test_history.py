@@ -149,10 +149,24 @@ def test_minutes_of_a_while_ago_become_their_hour_and_nothing_is_counted_twice(
         rows = ask(file, "SELECT moment - ?, model, requests, duration, longest FROM totals", hour)
         assert rows[:-1] == [(0, "", 2, 3.0, 2.0), (0, "m", 1, 1.0, 1.0)]
         assert rows[-1][1:] == ("", 1, 0.0, 0.0)
-    monkeypatch.setattr(history, "_next_pruning", 0.0)
     history.write([written(began=hour + 190, duration=4.0)])  # it took its time
+    assert Recall(file).totals()["requests"] == 5
+    another = History(file, days=30)
+    another.write([])
+    another.close(0)
     (late, *_) = ask(file, "SELECT moment - ?, model, requests, duration, longest FROM totals", hour)
     assert late == (0, "", 3, 7.0, 4.0)
+
+
+def test_minutes_become_hours_as_time_goes_by(history: History, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hour = time.time() // HOUR * HOUR
+    for later in range(0, 4 * HOUR, 60):
+        monkeypatch.setattr(time, "time", lambda now=hour + later: now)
+        monkeypatch.setattr(history, "_next_pruning", 0.0)
+        history.write([written(began=hour + later)])
+    rows = ask(file, "SELECT (moment - ?) / 60, requests FROM totals ORDER BY moment", hour)
+    kept = tables.MINUTES_KEPT
+    assert rows == [(0, 60), (60, 240 - 60 - kept - 1), *((minute, 1) for minute in range(240 - kept - 1, 240))]
 
 
 def test_it_prunes_while_nothing_happens_and_not_all_the_time(

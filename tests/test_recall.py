@@ -247,6 +247,12 @@ def test_usage_is_told_by_what_is_asked_for(recall: Recall, by: Any, requests: d
     assert sum(row["requests"] for row in recall.usage(by, since=NOW)) == 5
 
 
+def test_results_are_counted_of_what_is_wanted(recall: Recall) -> None:
+    found = {"client_cancelled": 1, "proxy_overloaded": 1, "success": 3, "upstream_api_error": 1}
+    assert recall.results() == found
+    assert recall.results(Wanted(failed=True, route="relay")) == {"upstream_api_error": 1}
+
+
 def test_usage_is_told_by_several_together_in_their_order(recall: Recall) -> None:
     rows = recall.usage("key", "model", wanted=Wanted(status="2xx"))
     assert [(row["key"], row["model"], row["requests"]) for row in rows] == [
