@@ -43,7 +43,7 @@ CHARTS = (
                 value=lambda row: max(0, (row["average"] or 0) - (row["average_first_byte"] or 0)),
             ),
         ],
-        readable=span,
+        readable=lambda seconds: span(seconds or None),  # where nothing was, there is no average
     ),
     Chart(
         title="Tokens a minute",

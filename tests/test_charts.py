@@ -57,6 +57,16 @@ def test_a_chart_says_in_words_what_it_shows() -> None:
     ]
 
 
+def test_of_a_minute_without_requests_there_is_no_average() -> None:
+    (svg,) = drawn(minute(requests=7, average=1.5), minute())[2].iter("svg")
+    assert svg.get("aria-label") == "Average time over the last hour: at most 1.5 s, now \N{EN DASH}"
+
+
+def test_where_each_request_failed_errors_are_drawn_once() -> None:
+    figures = ET.fromstring(f"<all>{Drawing()([minute(requests=1, errors=1)], failed=True)}</all>")
+    assert [title.text for title in figures.iter("b")] == ["Errors a minute", "Average time", "Tokens a minute"]
+
+
 def test_only_charts_of_several_colours_have_a_legend() -> None:
     legends = ["".join(figure.find("figcaption/span").itertext()) for figure in drawn(minute())]  # type: ignore[union-attr]
     assert [re.split(r"\s{1,9}(?=[io])", legend.strip()) for legend in legends[3:]] == [["input", "output"]]
