@@ -5,7 +5,7 @@ from typing import Protocol
 from proxy.access import Access
 from proxy.downstream import Downstream
 from proxy.endpoints import Endpoints
-from proxy.errors import NotFound, Pairs
+from proxy.errors import MethodNotAllowed, NotFound, Pairs
 from proxy.exchange import Call, Exchange, Request
 from proxy.headers import (
     CLIENT_ADDRESS,
@@ -21,6 +21,7 @@ from proxy.heads import Shaped, comes_again
 from proxy.settings import Settings
 
 ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
+USUAL_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 
 
 class Route(Protocol):
@@ -51,6 +52,8 @@ class Relay:
             headers = shaped.headers.stating(downstream.fields.get(b"content-length", b""))
             return Call(downstream.method, shaped.target, headers, downstream.upload, shaped=shaped)
         admitted, exchange.key = self._access.admit(downstream.headers)
+        if downstream.method == "TRACE" and self._access.signs:  # RFC 9110 9.3.8: no credentials, they would come back
+            raise MethodNotAllowed("The answer to TRACE would have the upstream key in it", allow=USUAL_METHODS)
         target = downstream.target
         if target.startswith(ALIAS + b"/v1/"):
             target = target[len(ALIAS) :]

@@ -99,6 +99,19 @@ async def test_a_refusal_has_the_older_shape_and_a_challenge(proxy: Running, ups
     assert upstream.accepted == 0
 
 
+@pytest.mark.parametrize(("mode", "status"), [("transparent", 200), ("swap", 405), ("guarded", 200), ("open", 405)])
+async def test_no_upstream_is_asked_to_send_our_key_back(
+    start: Start, upstream: Upstream, mode: str, status: int
+) -> None:
+    upstream.says(answer())
+    async with start(**MODES[mode]) as proxy:
+        client = await proxy.connect()
+        await client.say(request("TRACE", headers=[(b"X-API-Key", CLIENT)]))
+        back = await client.hear()
+    assert (back.status, len(upstream.heard)) == (status, 1 if status == 200 else 0)
+    assert back.get(b"allow") == (None if status == 200 else b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT")
+
+
 async def test_a_refused_upload_does_not_break_the_connection(proxy: Running, upstream: Upstream) -> None:
     upstream.says(answer())
     client = await proxy.connect()
