@@ -613,9 +613,9 @@ async def test_a_client_that_hangs_up_in_its_upload_is_no_error() -> None:
 # ---- realtime
 
 
-def talk(demo_url: str, query: str = "model=gpt-realtime", **options: Any) -> connect:
+def talk(demo_url: str, query: str = "model=gpt-realtime", *, path: str = "/v1/realtime", **options: Any) -> connect:
     headers = options.pop("headers", {"Authorization": f"Bearer {UPSTREAM_KEY}"})
-    url = demo_url.replace("http://", "ws://") + f"/v1/realtime?{query}"
+    url = demo_url.replace("http://", "ws://") + f"{path}?{query}"
     return connect(url, proxy=None, compression=None, additional_headers=headers, **options)
 
 
@@ -735,6 +735,15 @@ async def test_a_talk_is_refused_as_a_request_is(
     response = refusal.value.response
     assert (response.status_code, json.loads(response.body)["error"]["code"]) == (status, code)
     assert status != 429 or response.headers["retry-after"] == "1"
+
+
+async def test_a_talk_at_another_path_is_told_where_there_is_one(demo_url: str) -> None:
+    with pytest.raises(InvalidStatus) as refusal:
+        async with talk(demo_url, path="/v1/responses"):
+            pass
+    response = refusal.value.response
+    told = "Invalid URL (GET /v1/responses). The demo speaks WebSocket at /v1/realtime alone."
+    assert (response.status_code, json.loads(response.body)["error"]["message"]) == (404, told)
 
 
 def test_a_long_talk_forgets_its_beginning() -> None:

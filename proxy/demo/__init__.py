@@ -27,7 +27,7 @@ CLIENT_KEY = "demo-client-key"
 def create_demo(*, pace: float = 0.06) -> Starlette:
     """Return the demo as an ASGI app with an empty memory; `pace` is the seconds between two streamed words."""
     handlers = {HTTPException: refuse}
-    realtime = WebSocketRoute("/v1/realtime", Realtime(pace=pace).serve)
+    realtime = WebSocketRoute("/{path:path}", Realtime(pace=pace).serve)
     app = Starlette(
         routes=[*Api(pace=pace).routes(), realtime], middleware=[Middleware(Doorman)], exception_handlers=handlers
     )

@@ -7,10 +7,11 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from proxy.demo.desk import TURNED_AWAY, Refusal, admit, pack, shows_the_key, tell
+from proxy.demo.desk import TURNED_AWAY, UNROUTED, Refusal, admit, pack, shows_the_key, tell
 from proxy.demo.shapes import new_id
 from proxy.demo.voice import Json, Said, dig, objects, reply, tokens, words
 
+PATH = "/v1/realtime"
 MOST_ITEMS = 200
 SUBPROTOCOL = "realtime"
 # How a response is told: the kind of its part, the field of the part that holds the words, the events' name.
@@ -19,7 +20,7 @@ TEXT = ("text", "text", "response.output_text")
 
 
 class Realtime:
-    """The endpoint `GET /v1/realtime`; `pace` is the seconds between two words."""
+    """The endpoint `GET /v1/realtime`; a WebSocket elsewhere is refused. `pace` is the seconds between two words."""
 
     def __init__(self, *, pace: float) -> None:
         self._pace = pace
@@ -27,9 +28,13 @@ class Realtime:
     async def serve(self, websocket: WebSocket) -> None:
         """Let in who shows the upstream key, and talk until the client closes."""
         model = websocket.query_params.get("model", "gpt-realtime")
+        path = websocket.scope["path"]
         try:
             if not shows_the_key(websocket.scope):
                 raise Refusal(401, TURNED_AWAY, code="invalid_api_key")
+            if path != PATH:
+                unrouted = UNROUTED[404].format(method="GET", path=path)
+                raise Refusal(404, f"{unrouted}. The demo speaks WebSocket at {PATH} alone.")
             admit(model)
         except Refusal as refusal:
             answer = tell({"error": refusal.error}, status=refusal.status_code, headers=dict(refusal.headers or {}))
