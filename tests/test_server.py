@@ -51,6 +51,7 @@ from proxy.workspace import remove_abandoned
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
 from tests.desk import BEARER, TOKEN
 from tests.peers import Peer, Upstream, answer, chunked, connect, free_port, request
+from tests.test_dial import found as new_authority
 from tests.test_lines import fill
 from tests.test_metrics import ENDED, samples, series
 
@@ -295,6 +296,18 @@ def test_with_a_certificate_it_speaks_tls_and_nothing_else(
         assert rest(client) == b""
     process.tell(signal.SIGTERM)
     assert process.status() == 0
+
+
+@pytest.mark.untraced
+def test_workers_that_are_replaced_show_the_certificate_that_is_there_by_then(run: Run, tmp_path: Path) -> None:
+    shown, renewed = tmp_path / "oxy.pem", new_authority(tmp_path)
+    shown.write_text(Path(LISTENER).read_text())
+    process = run("--tls-cert", "oxy.pem", "--tls-key", "oxy.pem", "--workers", "2", "--target", NOBODY)
+    old = ssl.get_server_certificate(("127.0.0.1", process.port))
+    shown.write_text(renewed.server.read_text())
+    process.tell(signal.SIGHUP)
+    assert any(" SIGHUP: all 2 workers are new" in process.errors for _ in polls())
+    assert any(ssl.get_server_certificate(("127.0.0.1", process.port)) != old for _ in polls()), "nobody looked"
 
 
 # ---- an ordered stop
