@@ -356,21 +356,35 @@ def labels_by_name() -> dict[str, set[str]]:
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
 
+def asked_by(expression: str, known: dict[str, set[str]]) -> set[str]:
+    """The names of the series that it asks for; they exist, and have the labels that it says."""
+    names = set(
+        re.findall(r"\b(?:oxy|gen_ai|process)_\w+(?=[\[{) ]|$)", re.sub(r"by \([^)]*\)|\{[^}]*\}", "", expression))
+    )
+    assert names, expression
+    assert names <= known.keys(), expression
+    labels = {each.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for each in group.split(",")}
+    labels |= set(re.findall(r"[{,]\s*(\w+)\s*[!=]", expression))
+    assert all(labels <= known[name] for name in names), expression
+    return names
+
+
 def test_the_dashboard_asks_for_series_and_labels_that_exist_and_shows_every_metric() -> None:
     known, asked = labels_by_name(), set()
     for expression in expressions(json.loads(DASHBOARD.read_text(encoding="utf-8"))):
-        names = set(
-            re.findall(r"\b(?:oxy|gen_ai|process)_\w+(?=[\[{) ]|$)", re.sub(r"by \([^)]*\)|\{[^}]*\}", "", expression))
-        )
-        assert names, expression
-        assert names <= known.keys(), expression
-        labels = {each.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for each in group.split(",")}
-        labels |= set(re.findall(r"[{,]\s*(\w+)\s*[!=]", expression))
-        assert all(labels <= known[name] for name in names), expression
-        asked |= names
+        asked |= asked_by(expression, known)
     stems = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
     assert {name for name in stems - shown if not name.startswith("process_")} == set()
+
+
+def test_the_alerts_ask_for_series_and_labels_that_exist() -> None:
+    alerts = re.findall(
+        r"^\| `(.+ > .+)` \|", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(alerts) == 6
+    known = labels_by_name()
+    assert all(asked_by(alert, known) for alert in alerts)
 
 
 def test_the_dashboard_can_be_imported_anywhere() -> None:
