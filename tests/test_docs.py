@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
-from tests.peers import free_port
+from tests.conftest import Running
+from tests.peers import PATIENCE, free_port
+from tests.test_server import polls, refuses
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
@@ -88,6 +91,16 @@ def test_nginx_as_the_documents_have_it_passes_streams_on(tmp_path: Path) -> Non
         done = shell(f"oxy check --demo --idle 1 --through {url}", tmp_path, port)
     assert done.returncode == 0, done.stdout + done.stderr
     assert marks(done)["stream"] == "✓"
+
+
+def test_nginx_as_the_documents_have_it_passes_websockets_on(tmp_path: Path, demo_proxy: Running) -> None:
+    (key,) = demo_proxy.settings.client_keys
+    with nginx(tmp_path, demo_proxy.port, NGINX) as url:
+        port = int(url.rpartition(":")[2])
+        assert any(not refuses(port) for _ in polls()), "nginx does not listen"
+        realtime = f"ws://127.0.0.1:{port}/v1/realtime?model=gpt-realtime"
+        with connect(realtime, additional_headers={"Authorization": f"Bearer {key}"}, proxy=None) as line:
+            assert '"session.created"' in str(line.recv(PATIENCE))
 
 
 def test_nginx_with_less_patience_is_found_out(tmp_path: Path) -> None:
