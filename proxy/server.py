@@ -125,7 +125,7 @@ def configure(settings: Settings) -> uvicorn.Config:
 def serve(settings: Settings, sock: socket.socket) -> None:
     """Serve on that socket until SIGTERM or SIGINT; then let what runs finish, and exit with status 0."""
     with workspace(settings) as equipped:
-        _serve(equipped, sock, partial(announce, settings, sock))
+        _serve(equipped, sock, partial(announce, replace(settings, notes=equipped.notes), sock))
     log.info("oxy has stopped")
 
 

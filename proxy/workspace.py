@@ -19,21 +19,30 @@ from proxy.tally import VARIABLE, laid_out, place
 
 PREFIX = "oxy-"
 MARK = "made-by-oxy"  # a file in it; put there once it is locked, so that none is taken for abandoned before that
+WITHOUT = (
+    "no temporary folder ({}): no history but that of PROXY_HISTORY, each worker counts for itself, and what would "
+    "have to wait on disk fails. TMPDIR may name another folder"
+)
 
 
 @contextmanager
 def workspace(settings: Settings) -> Iterator[Settings]:
     """Yield the settings with a history; several workers, which are started inside, share their metrics and bounds.
 
-    The folder is its owner's alone, and gone afterwards.
+    The folder is its owner's alone, and gone afterwards. Where there is room for none, that is noted in the settings.
     """
-    remove_abandoned()
-    with TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, ExitStack() as kept:
+    for variable in (DIRECTORY, VARIABLE):  # what another run has counted is not to be added to ours
+        os.environ.pop(variable, None)
+    try:
+        remove_abandoned()
+        made = TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+    except OSError as problem:  # a full disk, a container whose files are read-only
+        yield replace(settings, notes=(*settings.notes, WITHOUT.format(problem.strerror)))
+        return
+    with made as name, ExitStack() as kept:
         folder = Path(name)
         held = lock(folder, alone=False)
         (folder / MARK).touch()
-        for variable in (DIRECTORY, VARIABLE):  # what another run has counted is not to be added to ours
-            os.environ.pop(variable, None)
         if settings.workers > 1:
             (folder / "metrics").mkdir()
             os.environ[DIRECTORY] = str(folder / "metrics")

@@ -268,6 +268,22 @@ def draining(process: Process, listener: socket.socket, number: signal.Signals) 
         yield client, there
 
 
+@pytest.mark.untraced
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_without_a_temporary_folder_it_serves_and_says_so(
+    run: Run, listener: socket.socket, tmp_path: Path, workers: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import tempfile\ntempfile._candidate_tempdir_list = list\n")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    process = run("--workers", workers, "--target", local_url(listener), PYTHONPATH=path)
+    with streaming(process, listener) as (client, there):
+        there.sendall(chunked(b"two", b""))
+        until(client, b"0\r\n\r\n")
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+    assert " WARNING no temporary folder (" in process.news[0]
+
+
 # ---- TLS
 
 

@@ -36,6 +36,24 @@ def test_it_is_private_and_gone_afterwards(
     assert os.environ.keys().isdisjoint((DIRECTORY, VARIABLE))
 
 
+def test_without_a_temporary_folder_there_is_none_and_that_is_noted(
+    settings_of: SettingsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)  # so that one is looked for
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
+    monkeypatch.setenv(DIRECTORY, "/of-another-program")
+    settings = settings_of(PROXY_WORKERS="2")
+    with workspace(settings) as inside:
+        assert inside.history is None
+        assert replace(inside, notes=()) == settings
+        (note,) = inside.notes
+        assert note.startswith("no temporary folder (")
+        assert DIRECTORY not in os.environ
+    kept = settings_of(PROXY_HISTORY=str(tmp_path / "kept"))
+    with workspace(kept) as inside:
+        assert inside.history == kept.history
+
+
 def test_a_history_that_is_to_be_kept_is_elsewhere(settings_of: SettingsOf, tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite"
     file.touch()
