@@ -19,6 +19,7 @@ ATTEMPT_DELAY = 0.25
 KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
 
 
+LONGEST = 2**31 - 1  # milliseconds; what an option of a socket takes
 INFO = struct.Struct("=8B13I")  # the beginning of Linux's tcp_info
 MANY = 6  # tries without an answer take 12 s at least; before that, it may be silent since nobody said anything
 
@@ -143,7 +144,7 @@ def prepare(sock: socket.socket) -> None:
 def give_up_after(sock: socket.socket, seconds: float) -> None:
     """Give a connection up when the other end has read or acknowledged nothing for so long (RFC 5482)."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(seconds * 1000, LONGEST)))
 
 
 def unread(sock: socket.socket | None) -> Callable[[], Literal["", "some", "all"]]:

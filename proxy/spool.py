@@ -1,12 +1,13 @@
 """A body that waits: in memory as far as it is short, on disk beyond."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
 from threading import Lock
 from typing import IO, TypeVar
 
+from proxy.errors import Overloaded
 from proxy.exchange import Body
 from proxy.guard import Budget
 
@@ -32,7 +33,7 @@ class Spool:
         self._at_work = Lock()  # held by the thread that has the file
 
     async def write(self, piece: bytes) -> None:
-        """Take a piece. Raises `Overloaded` where there is no room, `OSError` where the disk does not take it."""
+        """Take a piece. Raises `Overloaded` where there is no room for it, be it on the disk."""
         self._budget.take(len(piece))
         self._held.append(piece)
         self._holding += len(piece)
@@ -41,7 +42,7 @@ class Spool:
             await self._flush()
 
     async def read(self) -> bytes:
-        """Return the next bytes, b"" at the end; nothing may be written any more."""
+        """Return the next bytes, b"" at the end; nothing may be written any more. Raises as `write` does."""
         if self._file is not None:
             if not self._rewound:
                 self._rewound = True
@@ -64,7 +65,8 @@ class Spool:
             close(self._file)
 
     async def _aside(self, work: Callable[..., T], *given: object) -> T:
-        return await asyncio.to_thread(self._alone, work, *given)
+        with on_disk():
+            return await asyncio.to_thread(self._alone, work, *given)
 
     def _alone(self, work: Callable[..., T], *given: object) -> T:
         with self._at_work:
@@ -74,8 +76,20 @@ class Spool:
         content, self._held, self._holding = b"".join(self._held), [], 0
         if self._file is None:
             # Not in a thread: if the client hung up meanwhile, a file that is made there would be nobody's to close.
-            self._file = TemporaryFile()  # noqa: SIM115  `close` closes it
+            with on_disk():
+                self._file = TemporaryFile()  # noqa: SIM115  `close` closes it
         await self._aside(self._file.write, content)
+
+
+@contextmanager
+def on_disk() -> Iterator[None]:
+    """Raise `Overloaded` where the disk does not do what it is asked for inside; the log gets its reason."""
+    try:
+        yield
+    except OSError as problem:
+        full = Overloaded("What has to wait for its key cannot be kept on the proxy's disk: show the key in a header")
+        full.detail = str(problem)
+        raise full from problem
 
 
 def close(file: IO[bytes]) -> None:

@@ -527,6 +527,14 @@ async def test_a_connection_closed_by_tls_while_idle_is_not_used(authority: Auth
         assert (await exchange(pool, "POST"))[0] == 200
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")
+@pytest.mark.parametrize(("seconds", "kept"), [(0.5, 500), (2**31 / 1000, 2**31 - 1), (1e300, 2**31 - 1)])
+def test_patience_has_the_bound_that_the_system_gives_it(seconds: float, kept: int) -> None:
+    with socket.socket() as sock:
+        give_up_after(sock, seconds)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == kept
+
+
 def test_a_system_that_cannot_be_told_when_to_give_up_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     with socket.socket() as sock:

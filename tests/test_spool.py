@@ -187,9 +187,10 @@ class Full(RawIOBase):
 async def test_a_disk_that_is_full_is_told_of_and_closed_in_silence(disk: Disk, room: int) -> None:
     disk.make = lambda: BufferedRandom(Full(room))
     waiting = Spool(PLENTY)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(Overloaded) as raised:
         await there_and_back(waiting, CONTENT[: IN_MEMORY + 1], b"a few bytes more")
     waiting.close()
+    assert (raised.value.status, raised.value.detail) == (503, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}")
     assert [file.closed for file in disk.files] == [True]
 
 
@@ -199,7 +200,7 @@ async def test_no_file_to_be_had_is_told_of(disk: Disk) -> None:
 
     disk.make = none
     waiting = Spool(PLENTY)
-    with pytest.raises(PermissionError):
+    with pytest.raises(Overloaded):
         await waiting.write(CONTENT)
     waiting.close()
 
