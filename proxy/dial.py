@@ -8,10 +8,15 @@ import ssl
 import struct
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from proxy.fresh import Fresh
 
 AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
 P = TypeVar("P", bound=asyncio.Protocol)
+Lookups = dict[tuple[str, int], Fresh[list[AddressInfo]]]
 
 # RFC 8305 5, 8: how long, in seconds, an address is tried alone before the next one is tried beside it.
 ATTEMPT_DELAY = 0.25
@@ -19,9 +24,14 @@ ATTEMPT_DELAY = 0.25
 KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
 
 
+GOOD_FOR = 1.0  # seconds: whoever connects to a host meanwhile takes the addresses that were found for another
 LONGEST = 2**31 - 1  # milliseconds; what an option of a socket takes
 INFO = struct.Struct("=8B13I")  # the beginning of Linux's tcp_info
 MANY = 6  # tries without an answer take 12 s at least; before that, it may be silent since nobody said anything
+
+_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = (
+    WeakKeyDictionary()
+)  # by the host, of which there are few
 
 
 class Dial(Protocol):
@@ -83,8 +93,19 @@ async def reach(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket
 
 
 async def resolved(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[AddressInfo]:
-    """Return the addresses of a host, be it a name or an address, that in brackets or not. Raises `OSError`."""
-    return await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
+    """Return the addresses of a host, be it a name or an address, that in brackets or not. Raises `OSError`.
+
+    Many who ask at once are one for the resolver: the loop has four threads for it, in which they would queue.
+    """
+    lookups = _lookups.setdefault(loop, {})
+    if (host, port) not in lookups:
+        lookups[host, port] = Fresh(partial(_look_up, host.strip("[]"), port), GOOD_FOR)
+    return await lookups[host, port]()
+
+
+async def _look_up(host: str, port: int) -> list[AddressInfo]:
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
 
 
 async def first_of(loop: asyncio.AbstractEventLoop, host: str, found: list[AddressInfo]) -> socket.socket:

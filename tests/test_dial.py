@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from proxy import dial as dialling
-from proxy.dial import KEEP_ALIVE, Resuming, dial, first_of, give_up_after, in_turn, reach, unheard, unread
+from proxy.dial import KEEP_ALIVE, Resuming, dial, first_of, give_up_after, in_turn, reach, resolved, unheard, unread
 from proxy.pool import Pool
 from tests.peers import PATIENCE, Peer, Upstream, answer
 from tests.test_connection import OK, exchange, turns, until
@@ -103,6 +103,34 @@ async def reached(port: int = 1, host: str = "many.example") -> int:
         sock = await reach(asyncio.get_running_loop(), host, port)
     with sock:
         return int(sock.getpeername()[1])
+
+
+async def test_many_who_look_up_a_name_at_once_are_one_for_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, asked, answering = asyncio.get_running_loop(), [], asyncio.Event()
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[object]:
+        asked.append((host, port))
+        await answering.wait()
+        if len(asked) == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "ask again")
+        return [(FOUR, socket.SOCK_STREAM, 6, "", (f"192.0.2.{len(asked)}", port))]
+
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    many = [asyncio.ensure_future(resolved(loop, "[many.example]", 1)) for _ in range(50)]
+    await turns()
+    many[0].cancel()  # whoever gives up leaves it to the others
+    answering.set()
+    heard = await asyncio.gather(*many, return_exceptions=True)
+    assert [type(each) for each in heard] == [asyncio.CancelledError, *[socket.gaierror] * 49]
+    again = [await resolved(loop, "[many.example]", 1) for _ in range(3)]  # no failure is good for a while
+    assert {found[0][4] for found in again} == {("192.0.2.2", 1)}
+    monkeypatch.setattr(dialling, "GOOD_FOR", 0)
+    assert [(await resolved(loop, name, 2))[0][4] for name in ("a", "a", "b")] == [
+        ("192.0.2.3", 2),
+        ("192.0.2.4", 2),
+        ("192.0.2.5", 2),
+    ]
+    assert asked == [("many.example", 1)] * 2 + [("a", 2)] * 2 + [("b", 2)]
 
 
 async def test_where_the_first_address_refuses_the_next_is_tried_at_once(
