@@ -8,15 +8,16 @@ import re
 from dataclasses import dataclass
 
 from proxy.access import CREDENTIALS, Access
+from proxy.aside import Aside
 from proxy.downstream import Downstream
 from proxy.errors import Failure, Forbidden, Pairs, Unauthorized
 from proxy.exchange import Body, Call, Exchange
 from proxy.guard import Budget, share
+from proxy.headers import OF_THE_BYTES
 from proxy.own import Own
 from proxy.routes import Relay
 from proxy.settings import Settings
 from proxy.values import MEGABYTE
-from proxy.whole import OF_THE_BYTES, Aside
 
 MOST_OF_ALL_OBJECTS = 512 * MEGABYTE  # in memory
 MOST_OF_ALL_FORMS = 4096 * MEGABYTE  # on disk

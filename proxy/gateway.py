@@ -22,12 +22,12 @@ from proxy.guard import AnyGuard, AnyTraffic
 from proxy.headers import by_name
 from proxy.include_usage import WithoutUsage
 from proxy.ledger import Ledger
+from proxy.retold import retold
 from proxy.routes import Route
 from proxy.tap import Tap
 from proxy.upstream import Upstream, translated
 from proxy.usage import is_counted
 from proxy.veil import Veil
-from proxy.whole import retold
 
 GONE = DownstreamClosed("the client hung up")
 CUT_OFF = Stopping("The proxy is stopping, and this was cut off; try again in a moment")

@@ -28,6 +28,13 @@ CLIENT_ADDRESS_PREFIX = b"x-forwarded-"
 
 # RFC 9112 6: framing is restated by each hop and cannot be named away, or a body would go on without its length.
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+# What says something about the bytes of a body ends with them (RFC 9110 8, RFC 9530).
+OF_THE_BYTES = frozenset(
+    (
+        *(b"content-length", b"transfer-encoding", b"content-encoding", b"content-type", b"content-md5"),
+        *(b"digest", b"content-digest", b"repr-digest", b"etag", b"accept-ranges"),
+    )
+)
 NO_BODY = frozenset((204, 304))  # statuses: RFC 9112 6.3; the answer to a HEAD comes on top
 COMMON_TOKENS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # they name no field
 MOST_NAMES, LONGEST_NAME = 1024, 64  # that are remembered

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+from proxy.aside import MOST_AT_ONCE, Aside
 from proxy.downstream import Downstream
 from proxy.exchange import Answer, Call, Exchange
 from proxy.filtered import Filtered
@@ -17,7 +18,7 @@ from proxy.guard import Budget
 from proxy.headers import first
 from proxy.jsontext import member, read, write
 from proxy.routes import Route
-from proxy.whole import MOST_AT_ONCE, Aside, Whole, read_whole
+from proxy.whole import Whole, read_whole
 
 PATH = re.compile(rb"/chat/completions(?:\?|\Z)")
 ASKED_WITH = frozenset((b"content-length", b"transfer-encoding", b"accept-encoding"))

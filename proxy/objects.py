@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from proxy.aside import MOST_AT_ONCE
 from proxy.codings import is_identity
 from proxy.counter import Counter, with_query
 from proxy.downstream import Downstream
@@ -10,10 +11,11 @@ from proxy.errors import BadRequest, BodyTooLarge, Failure
 from proxy.exchange import Call, Exchange
 from proxy.jsontext import Members, read, write
 from proxy.own import NAMES, Own, split_query
+from proxy.retold import told_anew
 from proxy.rewrites import responses
 from proxy.usage import model_of
 from proxy.values import MEGABYTE
-from proxy.whole import MOST_AT_ONCE, Whole, expanded, read_whole, told_anew
+from proxy.whole import Whole, expanded, read_whole
 
 JSON = b"application/json"
 # Of a coded body whose key stands in it: it was a thousandth of that on its way.

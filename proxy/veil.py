@@ -11,8 +11,8 @@ from proxy.codings import Decoder, decoder
 from proxy.errors import Pairs, UpstreamUnreachable
 from proxy.exchange import Answer
 from proxy.filtered import Filtered
-from proxy.headers import first, has_any
-from proxy.whole import OF_THE_BYTES, Retold, gathered
+from proxy.headers import OF_THE_BYTES, first, has_any
+from proxy.retold import Retold, gathered
 
 SHORTEST = 8  # bytes of a key that is looked for; a shorter one stands in too many words
 MOST = 64 * 1024  # bytes of an error that are looked through

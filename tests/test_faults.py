@@ -19,10 +19,10 @@ import h11
 import pytest
 
 from proxy import app
+from proxy.aside import MOST_AT_ONCE
 from proxy.exchange import Exchange
 from proxy.guard import Guard
 from proxy.ledger import Ledger
-from proxy.whole import MOST_AT_ONCE
 from tests.conftest import CLIENT_KEY, SWAP, Running, Start
 from tests.peers import PATIENCE, Peer, Upstream, answer, chunked, free_port, request
 from tests.test_connection import until

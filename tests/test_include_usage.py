@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import include_usage
+from proxy.aside import MOST_AT_ONCE
 from proxy.exchange import Sink
 from proxy.include_usage import LONGEST_EVENT, WithoutUsage, asked, less_usage
 from proxy.recall import Recall
-from proxy.whole import MOST_AT_ONCE
 from tests.conftest import Start
 from tests.peers import PATIENCE, Upstream, answer, chunked, request
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from proxy import counter, jsontext, objects, whole
+from proxy import counter, jsontext, objects
+from proxy.aside import MOST_AT_ONCE
 from proxy.rewrites import chat
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start
 from tests.peers import PATIENCE, Heard, Pairs, Upstream, answer, chunked, request
@@ -494,7 +495,7 @@ async def test_a_long_body_in_which_no_key_stands_is_not_read(
 
     monkeypatch.setattr(objects, "read", noted)
     upstream.says(answer())
-    body = b'{%b"x":"%b"}' % (beginning, b"x" * whole.MOST_AT_ONCE)
+    body = b'{%b"x":"%b"}' % (beginning, b"x" * MOST_AT_ONCE)
     sent, coding = (gzip.compress(body), [GZIP]) if packed else (body, [])
     async with start(**SWAP) as proxy:
         assert (await ask(proxy, post(b"/openai2", sent, *coding))).status == status
@@ -510,7 +511,7 @@ async def test_a_stranger_s_text_of_the_length_that_the_loop_reads_is_read_witho
 ) -> None:
     upstream.says(answer())
     escaped = b'{"security\\u005fkey": "%b", "a": "%%b"}' % KEY
-    room = whole.MOST_AT_ONCE - len(escaped) + 2
+    room = MOST_AT_ONCE - len(escaped) + 2
     async with start(**SWAP) as proxy:
         for more, status in ((0, 200), (1, 403)):
             for pack, coding in ((bytes, []), (gzip.compress, [GZIP])):
@@ -531,7 +532,7 @@ async def test_strangers_whose_bodies_take_long_keep_nobody_waiting_whose_key_is
 
     monkeypatch.setattr(counter.Counter, "is_shown_in", slow)
     monkeypatch.setattr(counter, "MOST_STRANGERS_ASIDE", 2)
-    long = {"a": "x" * whole.MOST_AT_ONCE}
+    long = {"a": "x" * MOST_AT_ONCE}
     upstream.says(answer())
     async with start(**SWAP) as proxy:
         strangers = [asyncio.ensure_future(ask(proxy, post(b"/openai2", long))) for _ in range(2)]
@@ -583,7 +584,7 @@ async def test_while_a_large_body_is_read_others_are_served_and_it_counts_as_hel
 
 
 @one_way
-@pytest.mark.parametrize(("size", "where"), [(whole.MOST_AT_ONCE // 2, "MainThread"), (whole.MOST_AT_ONCE, "oxy-json")])
+@pytest.mark.parametrize(("size", "where"), [(MOST_AT_ONCE // 2, "MainThread"), (MOST_AT_ONCE, "oxy-json")])
 async def test_a_long_body_is_rewritten_beside_the_loop(
     start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, size: int, where: str
 ) -> None:
@@ -679,7 +680,7 @@ async def test_a_client_that_hangs_up_ends_the_work(proxy: Running, upstream: Up
 @one_way
 @pytest.mark.parametrize(
     ("size", "coding", "where"),
-    [(0, [], "MainThread"), (whole.MOST_AT_ONCE, [], "oxy-json"), (0, [GZIP], "oxy-json")],
+    [(0, [], "MainThread"), (MOST_AT_ONCE, [], "oxy-json"), (0, [GZIP], "oxy-json")],
     ids=["short", "long", "packed"],
 )
 async def test_a_long_answer_to_a_prompt_is_read_beside_the_loop(
@@ -747,7 +748,7 @@ async def test_an_answer_to_a_prompt_is_told_in_its_own_shape(proxy: Running, up
 async def test_an_answer_that_is_no_completion_is_a_502(
     proxy: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, said: bytes, why: str
 ) -> None:
-    monkeypatch.setattr("proxy.whole.MOST_OF_AN_ANSWER", 200_000)
+    monkeypatch.setattr("proxy.retold.MOST_OF_AN_ANSWER", 200_000)
     upstream.says(said, closes=True)
     back = await ask(proxy, post(b"/chatgpt", {**SECURED, "prompt": "Hi"}))
     assert (back.status, error(back)["code"]) == (502, "OPENAI_PROXY_TRANSPORT")
@@ -757,7 +758,7 @@ async def test_an_answer_that_is_no_completion_is_a_502(
 async def test_an_endless_answer_to_a_prompt_is_given_up(
     proxy: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.whole.MOST_OF_AN_ANSWER", 100_000)
+    monkeypatch.setattr("proxy.retold.MOST_OF_AN_ANSWER", 100_000)
     client = await proxy.connect()
     await client.say(post(b"/chatgpt", {**SECURED, "prompt": "Hi"}))
     there = await upstream.accept()
