@@ -43,15 +43,14 @@ class Template:
 
 
 class Shaped:
-    """What a route, `by`, made of a head: the name of the client's key, and target and fields of the call.
+    """What the relay made of a head: the name of the client's key, and target and fields of the call.
 
     `wire` is the head of the call as it goes upstream, in two pieces: before and behind the digits of the length.
     """
 
-    __slots__ = ("by", "headers", "key", "target", "wire")
+    __slots__ = ("headers", "key", "target", "wire")
 
-    def __init__(self, by: object, key: str | None, target: bytes, headers: Pairs) -> None:
-        self.by = by
+    def __init__(self, key: str | None, target: bytes, headers: Pairs) -> None:
         self.key = key
         self.target = target
         self.headers = Template(headers)
@@ -61,17 +60,20 @@ class Shaped:
 class Head:
     """A head that may be remembered under its `text`, b"" for none; and what of its ASGI scope is always the same.
 
-    `target` is in origin form, `fields` are the pairs by name. One that is remembered has `headers` besides, and
-    `shaped`, what a route has made of it.
+    `heads` are those that it may come to be one of. `target` is in origin form, `fields` are the pairs by name. One
+    that is remembered has `headers` besides, and `shaped`, what the relay has made of it.
     """
 
-    __slots__ = ("fields", "headers", "pairs", "scope", "shaped", "text")
+    __slots__ = ("_heads", "fields", "headers", "pairs", "scope", "shaped", "text")
 
     headers: Template
 
-    def __init__(self, text: bytes, method: str, target: bytes, version: str, pairs: Pairs, fields: Fields) -> None:
+    def __init__(
+        self, heads: "Heads", text: bytes, method: str, target: bytes, version: str, pairs: Pairs, fields: Fields
+    ) -> None:
         path, _, query = target.partition(b"?")
         readable = path.decode("ascii")
+        self._heads = heads
         self.text = text
         self.pairs = pairs
         self.fields = fields
@@ -92,9 +94,46 @@ class Head:
         """Return the fields by name, with this length where they state one."""
         return {**self.fields, LENGTH: digits} if digits else self.fields.copy()
 
+    def comes_again(self) -> bool:
+        """Tell whether it has come before, and have it remembered then. Only for one that was admitted."""
+        return self._heads.recognise(self)
 
-_known: dict[bytes, Head] = {}
-_seen: set[int] = set()
+
+class Heads:
+    """The heads that one server remembers for its relay, and hashes of those that came once.
+
+    What was made of a head is true behind the same settings alone: no two servers may have these in common.
+    """
+
+    __slots__ = ("_known", "_seen")
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+        self._seen: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<Heads {len(self._known)} known, {len(self._seen)} seen>"
+
+    def known(self, text: bytes) -> Head | None:
+        """Return the head that has this text, if it is remembered."""
+        return self._known.get(text)
+
+    def recognise(self, head: Head) -> bool:
+        """Tell whether a head has come before, and remember it then. One that never does costs but a hash."""
+        if head.text in self._known:
+            return True
+        if (mark := hash(head.text)) not in self._seen:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
+            self._seen.add(mark)
+            return False
+        if not is_ordinary(head):
+            return False
+        head.headers = Template(head.pairs)
+        if len(self._known) >= MOST:
+            del self._known[next(iter(self._known))]
+        self._known[head.text] = head
+        return True
 
 
 def cut(data: bytes) -> tuple[bytes, bytes, int] | None:
@@ -115,29 +154,6 @@ def cut(data: bytes) -> tuple[bytes, bytes, int] | None:
                 return None
             return data[:at] + data[stop:end], digits, end + len(END)
     return data[:end], b"", end + len(END)
-
-
-def known(text: bytes) -> Head | None:
-    """Return the head that has this text, if it is remembered."""
-    return _known.get(text)
-
-
-def comes_again(head: Head) -> bool:
-    """Tell whether a head has come before, and remember it then. One that never does costs but a hash."""
-    if head.text in _known:
-        return True
-    if (mark := hash(head.text)) not in _seen:
-        if len(_seen) >= MOST_SEEN:
-            _seen.clear()
-        _seen.add(mark)
-        return False
-    if not is_ordinary(head):
-        return False
-    head.headers = Template(head.pairs)
-    if len(_known) >= MOST:
-        del _known[next(iter(_known))]
-    _known[head.text] = head
-    return True
 
 
 def is_ordinary(head: Head) -> bool:

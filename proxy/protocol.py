@@ -24,7 +24,7 @@ from proxy.cycle import Cycle, Farewell, refusal, reset
 from proxy.errors import BadRequest, Failure, Fields, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
 from proxy.handshake import offers_websocket
 from proxy.headers import LOWER_CASE, by_name, in_lower_case
-from proxy.heads import Head, cut, known
+from proxy.heads import Head, Heads, cut
 from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
 from proxy.upgrade import WebSocketProtocol, opening
 
@@ -39,7 +39,7 @@ class HttpProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_alarm", "_app", "_client_timeout", "_config", "_current", "_deadline", "_deaf", "_drained", "_head_timeout",
-        "_in_head", "_keep_alive_timeout", "_large", "_latest", "_left", "_pairs", "_parsed", "_parser",
+        "_heads", "_in_head", "_keep_alive_timeout", "_large", "_latest", "_left", "_pairs", "_parsed", "_parser",
         "_reading_paused", "_refusal", "_scope", "_state", "_target", "_task", "_text", "_timed", "_transport",
         "_undone", "_unsent", "_upgrading", "_waiting", "client_due", "gone", "loop", "stopping", "writable", "write",
         "writelines",
@@ -52,6 +52,7 @@ class HttpProtocol(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
+        heads: Heads,
         head_timeout: float = HEAD_TIMEOUT,
         client_timeout: float = CLIENT_TIMEOUT,
     ) -> None:
@@ -59,6 +60,7 @@ class HttpProtocol(asyncio.Protocol):
         self.gone = False
         self._app = cast(ASGIApp, config.loaded_app)
         self._keep_alive_timeout = config.timeout_keep_alive
+        self._heads = heads
         self._head_timeout = head_timeout
         self._client_timeout = client_timeout
         self._state = server_state
@@ -208,7 +210,7 @@ class HttpProtocol(asyncio.Protocol):
         text, self._text = b"" if last else self._text, b""
         method, target = self._parser.get_method().decode("ascii"), origin_form(self._target)
         self._parsed = True
-        self._begin(Head(text, method, target, version, pairs, fields), pairs, fields, last=last)
+        self._begin(Head(self._heads, text, method, target, version, pairs, fields), pairs, fields, last=last)
 
     def on_body(self, data: bytes) -> None:
         """Hand a piece of the body to its exchange."""
@@ -287,7 +289,7 @@ class HttpProtocol(asyncio.Protocol):
         if (found := cut(data)) is None:
             return None
         text, digits, end = found
-        if (head := known(text)) is None:
+        if (head := self._heads.known(text)) is None:
             self._text = text
             return None
         self._deadline = None

@@ -17,7 +17,7 @@ from proxy.headers import (
     outbound,
     without_cookie,
 )
-from proxy.heads import Shaped, comes_again
+from proxy.heads import Shaped
 from proxy.settings import Settings
 
 ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
@@ -47,7 +47,7 @@ class Relay:
     async def shape(self, exchange: Exchange, downstream: Request) -> Call:
         """Check the client's key and the path, then return the call. Of a head that came before, it is what it was."""
         head = downstream.head
-        if head is not None and (shaped := head.shaped) is not None and shaped.by is self:
+        if head is not None and (shaped := head.shaped) is not None:
             exchange.key = shaped.key
             headers = shaped.headers.stating(downstream.fields.get(b"content-length", b""))
             return Call(downstream.method, shaped.target, headers, downstream.upload, shaped=shaped)
@@ -60,8 +60,8 @@ class Relay:
         self.check(target)
         headers = self.cleaned(admitted, downstream)
         headers = headers + self._access.signature(headers)
-        if head is not None and head.text and not self._append and comes_again(head):
-            head.shaped = Shaped(self, exchange.key, target, headers)
+        if head is not None and head.text and not self._append and head.comes_again():
+            head.shaped = Shaped(exchange.key, target, headers)
         return Call(downstream.method, target, headers, downstream.upload)
 
     def check(self, target: bytes) -> None:

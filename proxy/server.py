@@ -20,6 +20,7 @@ import uvicorn
 from proxy import __version__, native
 from proxy.app import MOST_RELAYED, MOST_SHAPED, create_app, relay_app
 from proxy.dial import give_up_after, prepare
+from proxy.heads import Heads
 from proxy.lines import News
 from proxy.openfiles import allow
 from proxy.redaction import RedactedFormatter, Redaction
@@ -73,7 +74,9 @@ def speaking(settings: Settings) -> Callable[..., asyncio.Protocol]:
         return partial(PureProtocol, head_timeout=settings.head_timeout)
     from proxy.protocol import HttpProtocol
 
-    return partial(HttpProtocol, head_timeout=settings.head_timeout, client_timeout=settings.client_timeout)
+    return partial(
+        HttpProtocol, heads=Heads(), head_timeout=settings.head_timeout, client_timeout=settings.client_timeout
+    )
 
 
 def application(settings: Settings) -> Any:

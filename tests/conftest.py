@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from proxy import demo
 from proxy.demo import start_demo
 from proxy.guard import Budget, Guard
+from proxy.heads import Head, Heads
 from proxy.server import configure, listen
 from proxy.settings import Settings, load
 from proxy.upstream import Upstream as FarBank
@@ -106,8 +107,6 @@ def clean_room(monkeypatch: pytest.MonkeyPatch, nowhere: Path, request: pytest.F
             monkeypatch.delenv(name)
     own = "tmp_path" in request.fixturenames
     monkeypatch.chdir(request.getfixturevalue("tmp_path") if own else nowhere)
-    monkeypatch.setattr("proxy.heads._known", {})  # what one test has said is news to another
-    monkeypatch.setattr("proxy.heads._seen", set())
     yield
     left = [*nowhere.iterdir()]
     for file in left:
@@ -285,6 +284,22 @@ def demo_proxy() -> Iterator[Running]:
     yield Running(port=sock.getsockname()[1], settings=settings)
     server.should_exit = True
     thread.join(PATIENCE)
+
+
+@pytest.fixture
+def past(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The texts of the heads that went past the parser."""
+    found: list[bytes] = []
+    known = Heads.known
+
+    def noted(heads: Heads, text: bytes) -> Head | None:
+        head = known(heads, text)
+        if head is not None:
+            found.append(text)
+        return head
+
+    monkeypatch.setattr(Heads, "known", noted)
+    return found
 
 
 @pytest.fixture

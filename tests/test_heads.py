@@ -1,6 +1,7 @@
 """A head that came before goes past the parser, and neither the upstream nor the client can tell."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 
 import httptools
@@ -8,13 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy import heads
 from proxy.exchange import Exchange
 from proxy.headers import by_name
-from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, Template, comes_again, cut, is_ordinary, known
+from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, Heads, Template, cut, is_ordinary
 from proxy.ledger import Ledger
 from proxy.pool import around_length
-from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, ways
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start, noting, ways
 from tests.peers import Heard, Pairs, Peer, Upstream, answer, chunked, request
 
 way = ways("fast")
@@ -24,18 +24,10 @@ SDK = [KEY, (b"User-Agent", b"OpenAI/Python 1.99.0"), (b"X-Stainless-OS", b"Linu
 
 
 @pytest.fixture
-def past(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The texts of the heads that went past the parser."""
-    found: list[bytes] = []
-
-    def noted(text: bytes) -> Head | None:
-        head = known(text)
-        if head is not None:
-            found.append(text)
-        return head
-
-    monkeypatch.setattr("proxy.protocol.known", noted)
-    return found
+def remembered() -> Iterator[list[Heads]]:
+    """What each server that is started after it remembers."""
+    with noting(Heads) as made:
+        yield made
 
 
 async def play(client: Peer, *requests: bytes) -> list[Heard]:
@@ -223,13 +215,15 @@ async def test_line_ends_before_a_request_are_never_known_in_its_place(
     assert past == []
 
 
-async def test_a_wrong_key_is_never_remembered(proxy: Running, upstream: Upstream, past: list[bytes]) -> None:
+async def test_a_wrong_key_is_never_remembered(
+    remembered: list[Heads], proxy: Running, upstream: Upstream, past: list[bytes]
+) -> None:
     upstream.says(answer())
     client = await proxy.connect()
     wrong = post(b"{}", [(b"Authorization", b"Bearer " + CLIENT_KEY.encode()[:-1])])
     assert {back.status for back in await play(client, *[wrong] * 4)} == {401}
     assert not upstream.heard
-    assert not heads._seen, "nobody without a key fills this"
+    assert repr(remembered) == "[<Heads 0 known, 0 seen>]", "nobody without a key fills this"
 
 
 async def test_what_one_proxy_made_of_a_head_is_not_what_another_makes_of_it(
@@ -242,15 +236,17 @@ async def test_what_one_proxy_made_of_a_head_is_not_what_another_makes_of_it(
     async with start(**SWAP | {"OPENAI_API_KEY": "sk-another"}) as other:
         await play(await other.connect(), *[post(b"{}")] * 3)
     assert {heard.get(b"authorization") for heard in upstream.heard[3:]} == {b"Bearer sk-another"}
-    assert len(past) == 7
+    assert len(past) == 2, "each has its own"
 
 
-async def test_the_clients_address_is_that_of_each_connection(start: Start, upstream: Upstream) -> None:
+async def test_the_clients_address_is_that_of_each_connection(
+    remembered: list[Heads], start: Start, upstream: Upstream
+) -> None:
     upstream.says(answer())
     async with start(PROXY_FORWARDED="append") as proxy:
         await play(await proxy.connect(), *[post(b"{}", [])] * 4)
     assert {heard.get(b"x-forwarded-for") for heard in upstream.heard} == {b"127.0.0.1"}
-    assert not heads._known, "another client with the same head has another address"
+    assert repr(remembered) == "[<Heads 0 known, 0 seen>]", "another client with the same head has another address"
 
 
 async def test_a_deployment_is_that_of_each_body(start: Start, upstream: Upstream) -> None:
@@ -363,7 +359,7 @@ HOST = (b"host", b"h")
     ],
 )
 def test_a_head_is_ordinary_if_its_lines_say_what_was_read(text: bytes, pairs: Pairs, ordinary: bool) -> None:
-    assert is_ordinary(Head(text, "GET", b"/a?b", "1.1", pairs, by_name(pairs))) is ordinary
+    assert is_ordinary(Head(Heads(), text, "GET", b"/a?b", "1.1", pairs, by_name(pairs))) is ordinary
 
 
 class Reading:
@@ -417,23 +413,24 @@ def test_what_may_be_remembered_is_what_the_parser_reads(said: bytes, more: byte
         return
     text, digits, end = found
     fields = by_name(read.pairs)
-    if is_ordinary(Head(text, read.method, read.target, read.version, read.pairs, fields)):
+    if is_ordinary(Head(Heads(), text, read.method, read.target, read.version, read.pairs, fields)):
         assert (end, digits, read.version) == (read.end, fields.get(b"content-length", b""), "1.1")
 
 
 def made(number: int) -> Head:
-    return Head(b"GET /%d HTTP/1.1" % number, "GET", b"/%d" % number, "1.1", [], {})
+    return Head(Heads(), b"GET /%d HTTP/1.1" % number, "GET", b"/%d" % number, "1.1", [], {})
 
 
 def test_what_is_remembered_is_bounded() -> None:
+    heads = Heads()
     for _ in range(2):
         for number in range(MOST + 1):
-            comes_again(made(number))
+            heads.recognise(made(number))
     assert len(heads._known) == MOST
-    assert known(made(0).text) is None
-    assert comes_again(made(MOST))
-    assert known(made(1).text) is not None, "what is known already drives nothing out"
+    assert heads.known(made(0).text) is None
+    assert heads.recognise(made(MOST))
+    assert heads.known(made(1).text) is not None, "what is known already drives nothing out"
     for number in range(MOST_SEEN + 1):
-        comes_again(made(10_000 + number))
+        heads.recognise(made(10_000 + number))
     assert len(heads._seen) <= MOST_SEEN
     assert len(heads._known) == MOST, "what comes once drives nothing out"

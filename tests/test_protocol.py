@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from proxy import cycle, protocol
+from proxy.heads import Heads
 from proxy.protocol import FEW_WAITING, MAX_WAITING, HttpProtocol
 from proxy.request import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from proxy.server import listen
@@ -63,7 +64,9 @@ async def serving(app: ASGIApp, *, keep_alive: float = NEVER) -> AsyncIterator[S
     config = Config(app, http=HttpProtocol, lifespan="off", log_config=None, timeout_keep_alive=cast(int, keep_alive))
     config.load()
     loop, state, sock = asyncio.get_running_loop(), ServerState(), listen("127.0.0.1", 0)
-    server = await loop.create_server(lambda: HttpProtocol(config, state, {}, loop, **patience()), sock=sock)
+    server = await loop.create_server(
+        lambda: HttpProtocol(config, state, {}, loop, heads=Heads(), **patience()), sock=sock
+    )
     serving = Serving(port=sock.getsockname()[1], state=state)
     try:
         yield serving
@@ -233,7 +236,7 @@ def by_hand(app: ASGIApp, wire: Wire) -> HttpProtocol:
     """A connection on that wire."""
     config = Config(app, http=HttpProtocol, lifespan="off", log_config=None)
     config.load()
-    made = HttpProtocol(config, ServerState(), {}, None, **patience())
+    made = HttpProtocol(config, ServerState(), {}, None, heads=Heads(), **patience())
     made.connection_made(wire)
     return made
 
