@@ -10,7 +10,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import cast
+from typing import Self, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import ClientProtocol
@@ -139,13 +139,20 @@ class Opening(connect):
 
 
 class Remote:
-    """A session with the upstream. `closing` is how the upstream ended it, once it has."""
+    """A session with the upstream, which ends with the block. `closing` is how the upstream ended it, once it has."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self.subprotocol = connection.subprotocol
         self.headers = pairs(cast(Response, connection.response))
         self.closing = Close(ABNORMAL)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it as one that broke off, unless it is closed already."""
+        await self.close(Close(ABNORMAL))
 
     async def messages(self) -> AsyncIterator[str | bytes]:
         """Yield what the upstream says until the session is over; reading on is the backpressure."""

@@ -92,15 +92,12 @@ class WebSockets:
         downstream: WebSocketDownstream,
     ) -> None:
         waited = exchange.elapsed()
-        remote = await self._upstream.open(call, subprotocols)
-        exchange.upstream_wait = exchange.elapsed() - waited
-        try:
+        async with await self._upstream.open(call, subprotocols) as remote:
+            exchange.upstream_wait = exchange.elapsed() - waited
             await downstream.accept(exchange, public(remote.subprotocol), self._veil.over_head(remote.headers))
             exchange.status, exchange.first_byte = 101, exchange.elapsed()
             await relay(downstream, remote, session)
             exchange.result = "success"
-        finally:
-            await remote.close(Close(ABNORMAL))
 
     async def _shape(self, exchange: Exchange, downstream: WebSocketDownstream) -> tuple[Call, list[bytes]]:
         """Return the call and the subprotocols that go with it. Raises `Failure`."""
