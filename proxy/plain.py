@@ -17,12 +17,12 @@ from proxy.headers import by_name
 from proxy.request import examine, measure, origin_form
 
 LENGTH = re.compile(rb"\d{1,18}")  # RFC 9112 6.3; what has more digits no machine can hold, nor Python's int() read
-NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
+ALL_SAID: Message = {"type": "http.request", "body": b"", "more_body": False}
 DISCONNECT: Message = {"type": "http.disconnect"}
 
 
-class Stopping(Protocol):
-    """A connection that knows whether its server is about to stop."""
+class Beneath(Protocol):
+    """The server's connection, where it is `pure`: it knows whether its server is about to stop."""
 
     stopping: bool
 
@@ -36,7 +36,7 @@ class Plain:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request with what our own server would have said of it, or refuse it as that one would have."""
         if scope["type"] == "websocket" and "line" not in scope:
-            await self._app({"client": None, **scope, **essence(scope), "line": Session()}, receive, send)
+            await self._app({"client": None, **scope, **essence(scope), "line": WebSocketLine()}, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -89,8 +89,8 @@ async def refuse(failure: Failure, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-class Session:
-    """The client's connection as one session over WebSocket sees it: all that is known comes with its messages."""
+class WebSocketLine:
+    """The client's connection as one exchange over WebSocket sees it: all that is known comes with its messages."""
 
     gone = broke = False
 
@@ -107,7 +107,7 @@ class Line:
     It alone calls the server's `receive`: for the upload as long as that goes on, then to hear the client hang up.
     """
 
-    def __init__(self, receive: Receive, send: Send, *, has_body: bool, beneath: Stopping | None) -> None:
+    def __init__(self, receive: Receive, send: Send, *, has_body: bool, beneath: Beneath | None) -> None:
         self.gone = False
         self.exchange: Exchange | None = None
         self.refused: Failure | None = None  # this server says nothing by itself
@@ -149,7 +149,7 @@ class Line:
             return message
         if not self._told:
             self._told = True
-            return NO_BODY
+            return ALL_SAID
         await asyncio.wait([self._watch])
         return DISCONNECT
 

@@ -63,7 +63,7 @@ class Step:
     needed: bool = True
 
 
-class Heard:
+class Timed:
     """An answer, and when each of its pieces came."""
 
     def __init__(self, answer: Answer) -> None:
@@ -245,7 +245,7 @@ class Place:
             raise Trouble(f"a stream ended {took(began)} after it was asked for, without its end", CUT)
         return f"a stream goes on after {seconds:.0f} s in which nothing came"
 
-    async def _ask(self, method: str, target: bytes, body: bytes | None = None) -> Heard:
+    async def _ask(self, method: str, target: bytes, body: bytes | None = None) -> Timed:
         headers = [(b"user-agent", AGENT), *self._credentials]
         if body is not None:
             headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -253,7 +253,7 @@ class Place:
         exchange = Exchange(id=new_id(), method=method, path=target.decode())
         try:
             answer = await self._upstream.open(exchange, call)
-            heard = Heard(answer)
+            heard = Timed(answer)
             heard.came.append(time.perf_counter())
             try:
                 if not answer.complete:

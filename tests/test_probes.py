@@ -11,7 +11,7 @@ import pytest
 
 from proxy import probes, verdicts
 from proxy.errors import Pairs
-from proxy.probes import Heard, Place, resolve, wish
+from proxy.probes import Place, Timed, resolve, wish
 from proxy.settings import Settings
 from proxy.values import target
 from proxy.verdicts import Trouble, of_tls
@@ -264,7 +264,7 @@ async def test_a_fault_of_ours_is_not_taken_for_one_of_the_way(
     upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream.says(answer())
-    monkeypatch.setattr(Heard, "push", None)
+    monkeypatch.setattr(Timed, "push", None)
     with pytest.raises(TypeError):
         await said(place(upstream.url))
 
@@ -333,7 +333,7 @@ async def test_a_stream_of_a_few_events_tells_nothing(upstream: Upstream) -> Non
 
 
 async def test_a_stream_that_comes_one_by_one_is_well() -> None:
-    heard = Heard(type("An answer", (), {"status": 200, "headers": []})())
+    heard = Timed(type("An answer", (), {"status": 200, "headers": []})())
     for moment in (1.0, 1.5, 1.5001, 2.0, 2.0):
         heard.came.append(moment)
     assert heard.groups == 3
@@ -344,7 +344,7 @@ async def test_a_stream_that_comes_one_by_one_is_well() -> None:
 
 async def test_only_so_much_of_an_answer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "MOST_HEARD", 3)
-    heard = Heard(type("An answer", (), {"status": 200, "headers": []})())
+    heard = Timed(type("An answer", (), {"status": 200, "headers": []})())
     for piece in (b"ab", b"cd", b"ef"):
         heard.push(piece)
     assert heard.text == b"abc"
