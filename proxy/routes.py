@@ -1,4 +1,4 @@
-"""The routes: which requests are the proxy's own, and how each of the others becomes a call."""
+"""How a request becomes a call: what each route can do, and the relay, which takes what is no other's."""
 
 from typing import Protocol
 
