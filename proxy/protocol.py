@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the client's side: a server protocol for uvicorn, on asyncio and llhttp, made for relaying.
+"""HTTP/1.1 on the client's side: a server protocol for uvicorn, on asyncio and llhttp (see `intake`), for relaying.
 
 It takes the place of uvicorn's own under uvicorn's server, configuration, lifespan and worker processes. Beyond ASGI it
 puts five things into the scope (see `downstream`), and cancels an exchange's task the moment that its client is gone.
@@ -15,17 +15,14 @@ import asyncio
 from collections import deque
 from typing import Any, cast
 
-import httptools
 from starlette.types import ASGIApp, Scope
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from proxy.cycle import Cycle, Farewell, refusal, reset
-from proxy.errors import BadRequest, Failure, Fields, HeadTooLarge, Pairs, RequestTimeout, Unforeseen
-from proxy.handshake import offers_websocket
-from proxy.headers import LOWER_CASE, by_name, in_lower_case
-from proxy.heads import Head, Heads, cut
-from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, without_upgrade
+from proxy.errors import BadRequest, Failure, Fields, Pairs, RequestTimeout, Unforeseen
+from proxy.heads import Head, Heads
+from proxy.intake import Intake
 from proxy.upgrade import WebSocketProtocol, opening
 
 MAX_WAITING = 100  # requests that a client may send ahead
@@ -38,11 +35,9 @@ class HttpProtocol(asyncio.Protocol):
     """One connection of a client, with its exchanges one after the other."""
 
     __slots__ = (
-        "_alarm", "_app", "_client_timeout", "_config", "_current", "_deadline", "_deaf", "_drained", "_head_timeout",
-        "_heads", "_in_head", "_keep_alive_timeout", "_large", "_latest", "_left", "_pairs", "_parsed", "_parser",
-        "_reading_paused", "_refusal", "_scope", "_state", "_target", "_task", "_text", "_timed", "_transport",
-        "_undone", "_unsent", "_upgrading", "_waiting", "client_due", "gone", "loop", "stopping", "writable", "write",
-        "writelines",
+        "_alarm", "_app", "_client_timeout", "_config", "_current", "_deadline", "_drained", "_head_timeout", "_intake",
+        "_keep_alive_timeout", "_reading_paused", "_refusal", "_scope", "_state", "_task", "_transport", "_unsent",
+        "_waiting", "client_due", "gone", "loop", "stopping", "writable", "write", "writelines",
     )  # fmt: skip
 
     def __init__(
@@ -60,31 +55,22 @@ class HttpProtocol(asyncio.Protocol):
         self.gone = False
         self._app = cast(ASGIApp, config.loaded_app)
         self._keep_alive_timeout = config.timeout_keep_alive
-        self._heads = heads
+        self._intake = Intake(self, heads)
         self._head_timeout = head_timeout
         self._client_timeout = client_timeout
         self._state = server_state
         self._config = config
         self._transport: asyncio.Transport
         self.stopping = False
-        self._upgrading = False
         self._reading_paused = False
         self.writable = True  # whether the client reads fast enough
         self._drained: asyncio.Future[None] | None = None  # there while an answer waits for that
         self._current: Cycle | None = None  # whose answer is under way
-        self._latest: Cycle | None = None  # whose body is being read
         self._waiting: deque[tuple[Cycle, Scope]] = deque()  # whose heads came while another answer was under way
         self._deadline: float | None = None  # for the next request
         self.client_due: float | None = None  # for the client, in an exchange that waits for it
         self._unsent = 0  # bytes, when that wait began
         self._alarm: asyncio.TimerHandle | None = None
-        self._parser = new_parser(self)
-        self._in_head = self._timed = self._large = False
-        self._undone = 0  # bytes that the parser keeps: of a head, a chunk's size, a trailer
-        self._left = 0  # bytes of a body of known length that are still to come
-        self._text = b""  # by which the head that the parser is about to read may be known (see `heads`)
-        self._parsed = False  # whether the parser has read the head whose body comes
-        self._deaf = False  # what comes from here on is dropped
         self._refusal: Failure | None = None  # what is said once those before are answered
 
     # What asyncio calls
@@ -102,32 +88,8 @@ class HttpProtocol(asyncio.Protocol):
         self._expect_within(self._head_timeout)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; the exchanges whose heads are complete start from there."""
-        if self._left:
-            data = self._hear_rest(data)
-        while data and not self._deaf and (again := self._again(data)) is not None:
-            data = again
-        if not data or self._deaf:
-            return
-        self._undone += len(data)
-        self._large = self._undone > MAX_TARGET or self._timed
-        rest: memoryview | None = None
-        try:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as stopped:
-                rest = memoryview(data)[stopped.args[0] :]
-            while rest is not None:
-                if offers_websocket(self._pairs, self._parser.get_http_version()):
-                    self._hand_over(bytes(rest))
-                    return
-                rest = self._feed_plainly(rest)
-        except httptools.HttpParserError as problem:
-            failure = problem.__context__
-            self._fail(failure if isinstance(failure, Failure) else BadRequest("This is not valid HTTP"))
-            return
-        if self._undone or self._in_head:
-            self._bound_undone()
+        """Take in what came; the exchanges whose heads are complete start from there."""
+        self._intake.take(data)
 
     def eof_received(self) -> None:
         """Take it that the client is gone, although it might still read."""
@@ -144,16 +106,15 @@ class HttpProtocol(asyncio.Protocol):
         if self._alarm is not None:
             self._alarm.cancel()
         self.resume_writing()
-        for cycle in (self._current, self._latest):
+        for cycle in (self._current, self._intake.latest):
             if cycle is not None:
                 cycle.disconnect()
         # In the same turn: a cancellation that came later would break into what httpcore does, once the upload has
         # raised, to close its connection, and leave that open.
         if self._current is not None and asyncio.current_task() is not self._task:
             self._task.cancel()
-        # The garbage collector comes rarely: those that know one another let go.
-        self._current = self._latest = None
-        self._parser = cast(httptools.HttpRequestParser, None)
+        self._current = None
+        self._intake.end()
 
     def pause_writing(self) -> None:
         """Let the answer wait: the client reads more slowly than the upstream writes."""
@@ -176,54 +137,58 @@ class HttpProtocol(asyncio.Protocol):
         if self._current is None:
             self._state.connections.discard(self)
 
-    # What the parser calls
+    # What its intake calls
 
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        self._in_head = True
-        self._target = b""
-        self._pairs: Pairs = []
-
-    def on_url(self, piece: bytes) -> None:
-        """Take a piece of the request target."""
-        self._target += piece
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field; one behind the body is a trailer and ends here (RFC 9110 6.5.1)."""
-        if self._in_head:
-            self._pairs.append((LOWER_CASE.get(name) or in_lower_case(name), value.rstrip()))
-
-    def on_headers_complete(self) -> None:
-        """Start the exchange, or let it wait for the one before."""
-        if self._parser.should_upgrade():
-            self._upgrading = True
-            return
-        self._in_head = self._timed = False
-        self._undone = 0
+    def begin(self, head: Head, pairs: Pairs, fields: Fields, *, last: bool) -> Cycle:
+        """Start an exchange, or let it wait for the one before."""
         self._deadline = None
-        pairs, version = self._pairs, self._parser.get_http_version()
-        fields = by_name(pairs)
-        examine(pairs, fields, version)
-        if self._large:
-            measure(self._target, pairs)
-        last = version == "1.0" or not self._parser.should_keep_alive()
-        text, self._text = b"" if last else self._text, b""
-        method, target = self._parser.get_method().decode("ascii"), origin_form(self._target)
-        self._parsed = True
-        self._begin(Head(self._heads, text, method, target, version, pairs, fields), pairs, fields, last=last)
+        scope = head.scope | self._scope
+        scope["head"], scope["headers"], scope["fields"], scope["line"] = head, pairs, fields, self
+        scope["sink"] = cycle = Cycle(self, scope, last=last)
+        if self._current is None:
+            self._start(cycle, scope)
+        elif len(self._waiting) < MAX_WAITING:
+            self._waiting.append((cycle, scope))
+            if len(self._waiting) > FEW_WAITING:
+                self.pause_reading()
+        else:
+            self._waiting[-1][0].last = True  # what follows it has to be asked for again (RFC 9112 9.3.2)
+        return cycle
 
-    def on_body(self, data: bytes) -> None:
-        """Hand a piece of the body to its exchange."""
-        self._undone = 0
-        if self._left:
-            self._left -= len(data)
-        self._latest.hear(data)  # type: ignore[union-attr]  # a body has a head before it
+    def hand_over(self, method: str, target: bytes, pairs: Pairs, early: bytes) -> None:
+        """Let the connection speak WebSocket from here on; `early` is what came behind the head."""
+        try:
+            if self._current is not None:
+                raise BadRequest("A WebSocket handshake does not wait behind another request")
+            head = opening(method, target, pairs)
+        except Failure as failure:
+            self.fail(failure)
+            return
+        cast(asyncio.TimerHandle, self._alarm).cancel()  # there is one while nothing is under way
+        self._state.connections.discard(self)
+        websocket = WebSocketProtocol(self._config, self._state, {}, self.loop)
+        websocket.begin(self._transport, head, early)
+        self._intake.end()
 
-    def on_message_complete(self) -> None:
-        """Let the exchange know that its request is whole."""
-        self._undone = 0
-        if not self._upgrading:
-            self._latest.hear_end()  # type: ignore[union-attr]
+    def expect_head(self) -> None:
+        """Give the client its time for a head, or for the rest of one."""
+        self._expect_within(self._head_timeout)
+
+    def fail(self, failure: Failure) -> None:
+        """Take nothing more from this client; what came whole before is answered first."""
+        if self._intake.in_body:
+            if self._current is None:  # its answer has gone
+                self._close()
+                return
+            if self._current is self._intake.latest:
+                self._break_off(self._current, failure)
+                return
+            if self._waiting and self._waiting[-1][0] is self._intake.latest:
+                self._waiting.pop()
+        if self._current is None:
+            self._refuse(failure)
+        else:
+            self._intake.deaf, self._refusal = True, failure
 
     # What a cycle calls
 
@@ -272,7 +237,7 @@ class HttpProtocol(asyncio.Protocol):
         elif self._refusal is not None:
             self._refuse(self._refusal)
         else:
-            self._expect_within(self._head_timeout if self._in_head else self._keep_alive_timeout)
+            self._expect_within(self._head_timeout if self._intake.in_head else self._keep_alive_timeout)
             self.resume_reading()
 
     def tear(self, cycle: Cycle) -> None:
@@ -281,116 +246,11 @@ class HttpProtocol(asyncio.Protocol):
 
     # Its own
 
-    def _again(self, data: bytes) -> bytes | None:
-        """Take a request whose head came before, past the parser; return what lies behind it, None where it did not."""
-        self._text = b""
-        if self._undone or self._in_head or (self._latest is not None and (self._latest.more or self._latest.last)):
-            return None
-        if (found := cut(data)) is None:
-            return None
-        text, digits, end = found
-        if (head := self._heads.known(text)) is None:
-            self._text = text
-            return None
-        self._deadline = None
-        self._parsed = False
-        self._begin(head, head.headers.stating(digits), head.fields_stating(digits), last=False)
-        rest = data[end:]
-        if self._left:
-            return self._hear_rest(rest) if rest else rest
-        cast(Cycle, self._latest).hear_end()
-        return rest
-
-    def _begin(self, head: Head, pairs: Pairs, fields: Fields, *, last: bool) -> None:
-        """Start an exchange, or let it wait for the one before."""
-        scope = head.scope | self._scope
-        scope["head"], scope["headers"], scope["fields"], scope["line"] = head, pairs, fields, self
-        self._left = int(fields.get(b"content-length", 0))
-        self._latest = scope["sink"] = cycle = Cycle(self, scope, last=last)
-        if self._current is None:
-            self._start(cycle, scope)
-        elif len(self._waiting) < MAX_WAITING:
-            self._waiting.append((cycle, scope))
-            if len(self._waiting) > FEW_WAITING:
-                self.pause_reading()
-        else:
-            self._waiting[-1][0].last = True  # what follows it has to be asked for again (RFC 9112 9.3.2)
-
     def _start(self, cycle: Cycle, scope: Scope) -> None:
         self._current = cycle
         self._task = task = self.loop.create_task(cycle.run(self._app, scope))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
-
-    def _hear_rest(self, data: bytes) -> bytes:
-        """Hand on the rest of a body whose length is known, past the parser; return what lies behind it.
-
-        llhttp would have nothing to say of these bytes, and httptools would copy each once more.
-        """
-        piece, data = (data, b"") if len(data) <= self._left else (data[: self._left], data[self._left :])
-        cycle = cast(Cycle, self._latest)
-        self._left -= len(piece)
-        cycle.hear(piece)
-        if not self._left:
-            if self._parsed:
-                self._parser, self._deaf = new_parser(self), cycle.last
-            cycle.hear_end()
-        return data
-
-    @property
-    def _in_body(self) -> bool:
-        return self._latest is not None and self._latest.more
-
-    def _bound_undone(self) -> None:
-        """Bound what comes in pieces, in size, and a head in time, from its first byte to its last."""
-        if self._undone > MAX_TARGET + MAX_HEAD:
-            self._fail(HeadTooLarge("The header fields are too large"))
-        elif self._in_head and not self._timed:
-            self._timed = True
-            self._expect_within(self._head_timeout)
-
-    def _hand_over(self, early: bytes) -> None:
-        """Let the connection speak WebSocket from here on; `early` is what came behind the head."""
-        self._upgrading = self._in_head = False
-        try:
-            if self._current is not None:
-                raise BadRequest("A WebSocket handshake does not wait behind another request")
-            head = opening(self._parser.get_method().decode("ascii"), self._target, self._pairs)
-        except Failure as failure:
-            self._fail(failure)
-            return
-        cast(asyncio.TimerHandle, self._alarm).cancel()  # there is one while nothing is under way
-        self._state.connections.discard(self)
-        websocket = WebSocketProtocol(self._config, self._state, {}, self.loop)
-        websocket.begin(self._transport, head, early)
-        del self._parser  # the two hold one another
-
-    def _feed_plainly(self, rest: memoryview) -> memoryview | None:
-        """Parse a request that offered an upgrade without that offer, and what follows it up to the next such offer."""
-        method, version = self._parser.get_method(), self._parser.get_http_version()
-        self._parser, self._upgrading = new_parser(self), False
-        self._parser.feed_data(without_upgrade(method, self._target, version, self._pairs))
-        try:
-            self._parser.feed_data(rest)
-        except httptools.HttpParserUpgrade as stopped:
-            return rest[stopped.args[0] :]
-        return None
-
-    def _fail(self, failure: Failure) -> None:
-        """Take nothing more from this client; what came whole before is answered first."""
-        if self._in_body:
-            if self._current is None:  # its answer has gone
-                self._close()
-                return
-            if self._current is self._latest:
-                self._break_off(self._current, failure)
-                return
-            if self._waiting and self._waiting[-1][0] is self._latest:
-                self._waiting.pop()
-        if self._current is None:
-            self._refuse(failure)
-        else:
-            self._deaf, self._refusal = True, failure
 
     def _break_off(self, cycle: Cycle, failure: Failure) -> None:
         """End an answer so that its client sees that it is not whole (RFC 9112 8), or say why there is none."""
@@ -412,7 +272,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close, at once where nothing is left to say or to hear."""
-        if self._in_head or self._in_body or self._waiting or self._transport.get_write_buffer_size():
+        if self._intake.in_head or self._intake.in_body or self._waiting or self._transport.get_write_buffer_size():
             self._part()
         else:
             self._transport.close()
@@ -444,10 +304,10 @@ class HttpProtocol(asyncio.Protocol):
             self._set_alarm(due)
         elif self._current is not None:
             self._give_up(self._current)
-        elif self._in_head:
+        elif self._intake.in_head:
             self._refuse(RequestTimeout("The head of the request took too long"))
-        elif self._latest is not None and self._latest.dropped:  # the rest of an upload that has its answer
-            self._latest.dropped = False
+        elif (latest := self._intake.latest) is not None and latest.dropped:
+            latest.dropped = False  # something came meanwhile, of an upload that has its answer
             self._expect_within(self._keep_alive_timeout)
         else:
             self._close()
@@ -460,13 +320,6 @@ class HttpProtocol(asyncio.Protocol):
             reset(self._transport)
         else:
             self._refuse(RequestTimeout("The body of the request does not go on"), cycle)
-
-
-def new_parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
-    """Return a parser that ignores what follows a client's last request: the answer to that one is still to go out."""
-    parser = httptools.HttpRequestParser(protocol)
-    parser.set_dangerous_leniencies(lenient_data_after_close=True)
-    return parser
 
 
 def address(name: object) -> tuple[str, int] | None:

@@ -30,7 +30,8 @@ FLOORS = (
     ("ground: calls for Azure, and tokens", "azure entra"),
     ("ground: how things are shown, and which of them", "fresh markup readable wanted"),
     ("the wire: parts of its two ends", "answer cycle dial handshake request"),
-    ("the wire: through an outbound proxy, and one connection that speaks WebSocket", "tunnel upgrade"),
+    ("the wire: through an outbound proxy", "tunnel"),
+    ("the wire: requests as they come in, and a connection that speaks WebSocket", "intake upgrade"),
     ("the wire: one connection", "connection protocol pure"),
     ("the wire: all connections", "pool"),
     (
@@ -62,7 +63,7 @@ ALONE = "demo"
 # Whoever is not named here lives on the standard library.
 DOORS = {
     "dotenv": ("layers", "how an .env file is read is not for us to invent"),
-    "httptools": ("connection native protocol", "parses answers and requests; native asks whether it is here"),
+    "httptools": ("connection intake native", "parses answers and requests; native asks whether it is here"),
     "h11": ("pure tunnel", "parses requests where httptools is missing, and what an outbound proxy says"),
     "httpx": (
         "connection pool through_httpx transport tunnel upstream app",
@@ -89,7 +90,7 @@ TYPES_ONLY = {
 }
 
 # One reason to exist, and left whole.
-LONGER = {"connection": (380, "the states of a connection"), "protocol": (480, "the states of a connection")}
+LONGER = {"connection": (380, "the states of a connection")}
 
 # Functions that are a table: as long as what they list.
 TABLES = {"chosen": "the settings"}
@@ -108,6 +109,7 @@ WITHOUT_A_TWIN = {
     "shell": "it is around each page that test_console and test_board ask for",
     "exchange": "nouns; how a failure becomes an answer is heard on the wire: test_protocol, test_relay",
     "filtered": "test_veil and test_include_usage hear what goes through it",
+    "intake": "test_protocol, test_heads and test_properties say to it what clients do, whole and cut",
     "request": "test_protocol says what it refuses",
     "usage": "test_tap reads each shape of the API through it",
     "downstream_websocket": "what it says to a client is heard on the wire: test_websocket",
