@@ -4,9 +4,8 @@ A client says the same head with each request, on all connections of its program
 and what the relay made of that, is remembered and used again: the same bytes, read from the same state, mean the same.
 
 Rules of the house: only what was admitted is remembered, when it comes for the second time, up to a bound, so that
-nobody without a key can fill this, nor heads that never come again. Only an ordinary head is: of HTTP/1.1, on a
-connection that goes on, with no coding of the body and no offer to speak another protocol, and with nothing in its text
-but what was read.
+nobody without a key can fill this, nor heads that never come again. Only an ordinary head is: of HTTP/1.1, with no
+coding of the body and no offer to speak another protocol, and with nothing in its text but what was read.
 """
 
 from typing import Any
@@ -60,16 +59,26 @@ class Shaped:
 class Head:
     """A head that may be remembered under its `text`, b"" for none; and what of its ASGI scope is always the same.
 
-    `heads` are those that it may come to be one of. `target` is in origin form, `fields` are the pairs by name. One
-    that is remembered has `headers` besides, and `shaped`, what the relay has made of it.
+    `heads` are those that it may come to be one of. `target` is in origin form, `fields` are the pairs by name, `last`
+    says that no other follows on its connection. One that is remembered has `headers` besides, and `shaped`, what the
+    relay has made of it.
     """
 
-    __slots__ = ("_heads", "fields", "headers", "pairs", "scope", "shaped", "text")
+    __slots__ = ("_heads", "fields", "headers", "last", "pairs", "scope", "shaped", "text")
 
     headers: Template
 
     def __init__(
-        self, heads: "Heads", text: bytes, method: str, target: bytes, version: str, pairs: Pairs, fields: Fields
+        self,
+        heads: "Heads",
+        text: bytes,
+        method: str,
+        target: bytes,
+        version: str,
+        pairs: Pairs,
+        fields: Fields,
+        *,
+        last: bool,
     ) -> None:
         path, _, query = target.partition(b"?")
         readable = path.decode("ascii")
@@ -77,6 +86,7 @@ class Head:
         self.text = text
         self.pairs = pairs
         self.fields = fields
+        self.last = last
         self.shaped: Shaped | None = None
         self.scope: dict[str, Any] = {
             "type": "http",

@@ -19,7 +19,7 @@ from proxy.request import MAX_HEAD, MAX_TARGET, examine, measure, origin_form, w
 class Line(Protocol):
     """The connection, as far as its intake knows it."""
 
-    def begin(self, head: Head, pairs: Pairs, fields: Fields, *, last: bool) -> Cycle: ...
+    def begin(self, head: Head, pairs: Pairs, fields: Fields) -> Cycle: ...
     def hand_over(self, method: str, target: bytes, pairs: Pairs, early: bytes) -> None: ...
     def expect_head(self) -> None: ...
     def fail(self, failure: Failure) -> None: ...
@@ -110,10 +110,10 @@ class Intake:
         if self._large:
             measure(self._target, pairs)
         last = version == "1.0" or not self._parser.should_keep_alive()
-        text, self._text = b"" if last else self._text, b""
+        text, self._text = self._text, b""
         method, target = self._parser.get_method().decode("ascii"), origin_form(self._target)
         self._parsed = True
-        self._begin(Head(self._heads, text, method, target, version, pairs, fields), pairs, fields, last=last)
+        self._begin(Head(self._heads, text, method, target, version, pairs, fields, last=last), pairs, fields)
 
     def on_body(self, data: bytes) -> None:
         """Hand a piece of the body to its exchange."""
@@ -142,16 +142,17 @@ class Intake:
             self._text = text
             return None
         self._parsed = False
-        self._begin(head, head.headers.stating(digits), head.fields_stating(digits), last=False)
+        self._begin(head, head.headers.stating(digits), head.fields_stating(digits))
         rest = data[end:]
         if self._left:
             return self._hear_rest(rest) if rest else rest
+        self.deaf = head.last
         cast(Cycle, self.latest).hear_end()
         return rest
 
-    def _begin(self, head: Head, pairs: Pairs, fields: Fields, *, last: bool) -> None:
+    def _begin(self, head: Head, pairs: Pairs, fields: Fields) -> None:
         self._left = int(fields.get(b"content-length", 0))
-        self.latest = self._line.begin(head, pairs, fields, last=last)
+        self.latest = self._line.begin(head, pairs, fields)
 
     def _hear_rest(self, data: bytes) -> bytes:
         """Hand on the rest of a body whose length is known, past the parser; return what lies behind it.
@@ -163,8 +164,9 @@ class Intake:
         self._left -= len(piece)
         cycle.hear(piece)
         if not self._left:
+            self.deaf = cycle.last
             if self._parsed:
-                self._parser, self.deaf = new_parser(self), cycle.last
+                self._parser = new_parser(self)
             cycle.hear_end()
         return data
 

@@ -139,12 +139,12 @@ class HttpProtocol(asyncio.Protocol):
 
     # What its intake calls
 
-    def begin(self, head: Head, pairs: Pairs, fields: Fields, *, last: bool) -> Cycle:
+    def begin(self, head: Head, pairs: Pairs, fields: Fields) -> Cycle:
         """Start an exchange, or let it wait for the one before."""
         self._deadline = None
         scope = head.scope | self._scope
         scope["head"], scope["headers"], scope["fields"], scope["line"] = head, pairs, fields, self
-        scope["sink"] = cycle = Cycle(self, scope, last=last)
+        scope["sink"] = cycle = Cycle(self, scope, last=head.last)
         if self._current is None:
             self._start(cycle, scope)
         elif len(self._waiting) < MAX_WAITING:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from proxy.cycle import Cycle
 from proxy.exchange import Exchange
 from proxy.headers import by_name
 from proxy.heads import LONGEST, MOST, MOST_SEEN, Head, Heads, Template, cut, is_ordinary
@@ -116,27 +117,40 @@ async def test_what_comes_between_goes_through_the_parser_and_back(
     assert len(past) == 3
 
 
+LAST = [*SDK, (b"Connection", b"close")]
+
+
+@pytest.mark.parametrize("last", [post(b"last", LAST), request("GET", headers=LAST)], ids=["a body", "no body"])
+@pytest.mark.parametrize("cut", [0, 5, -1], ids=["at once", "in the head", "at its end"])
 async def test_behind_the_last_request_of_a_connection_nothing_known_begins(
-    proxy: Running, upstream: Upstream, past: list[bytes]
+    proxy: Running, upstream: Upstream, past: list[bytes], last: bytes, cut: int
 ) -> None:
     upstream.says(answer())
     await play(await proxy.connect(), *[post(b"known")] * 3)
-    del past[:]
-    client = await proxy.connect()
-    await client.dribble(post(b"last", [*SDK, (b"Connection", b"close")]), post(b"known"))
-    assert (await client.rest()).count(b"HTTP/1.1 200") == 1
-    assert [heard.body for heard in upstream.heard[3:]] == [b"last"]
-    assert not past
+    for time in range(4):  # from the third on it is known itself
+        del past[:]
+        client = await proxy.connect()
+        with noting(Cycle) as begun:
+            await client.dribble(last[:cut], last[cut:] + post(b"known"))
+            back = await client.hear()
+        assert len(begun) == 1  # none waits in vain either
+        assert (back.status, back.get(b"connection"), back.body) == (200, b"close", b"{}")
+        await client.closed()
+        assert bool(past) == (time > 1 and (not cut or (cut < 0 and b"POST" in last)))
+    assert [heard.body for heard in upstream.heard[3:]] == [b"last" if b"POST" in last else b""] * 4
 
 
 @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
-async def test_a_last_request_is_one_each_time(proxy: Running, upstream: Upstream, version: bytes) -> None:
+async def test_a_last_request_is_one_each_time(
+    proxy: Running, upstream: Upstream, past: list[bytes], version: bytes
+) -> None:
     upstream.says(answer())
     for _ in range(4):
         client = await proxy.connect()
-        await client.say(post(b"last", [*SDK, (b"Connection", b"close")]).replace(b"HTTP/1.1", version))
+        await client.say(post(b"last", LAST).replace(b"HTTP/1.1", version))
         assert (await client.hear()).get(b"connection") == b"close"
         await client.closed()
+    assert len(past) == (2 if version == b"HTTP/1.1" else 0)
 
 
 async def test_the_name_of_the_key_is_written_down_each_time(
@@ -359,7 +373,7 @@ HOST = (b"host", b"h")
     ],
 )
 def test_a_head_is_ordinary_if_its_lines_say_what_was_read(text: bytes, pairs: Pairs, ordinary: bool) -> None:
-    assert is_ordinary(Head(Heads(), text, "GET", b"/a?b", "1.1", pairs, by_name(pairs))) is ordinary
+    assert is_ordinary(Head(Heads(), text, "GET", b"/a?b", "1.1", pairs, by_name(pairs), last=False)) is ordinary
 
 
 class Reading:
@@ -413,12 +427,12 @@ def test_what_may_be_remembered_is_what_the_parser_reads(said: bytes, more: byte
         return
     text, digits, end = found
     fields = by_name(read.pairs)
-    if is_ordinary(Head(Heads(), text, read.method, read.target, read.version, read.pairs, fields)):
+    if is_ordinary(Head(Heads(), text, read.method, read.target, read.version, read.pairs, fields, last=False)):
         assert (end, digits, read.version) == (read.end, fields.get(b"content-length", b""), "1.1")
 
 
 def made(number: int) -> Head:
-    return Head(Heads(), b"GET /%d HTTP/1.1" % number, "GET", b"/%d" % number, "1.1", [], {})
+    return Head(Heads(), b"GET /%d HTTP/1.1" % number, "GET", b"/%d" % number, "1.1", [], {}, last=False)
 
 
 def test_what_is_remembered_is_bounded() -> None:
