@@ -57,19 +57,26 @@ class ThroughHttpx:
 
         One without a body that found its kept connection dead goes out once more, if that can do no harm.
         """
-        dialled = Dialled()
-        extensions = {"timeout": asdict(timeouts), "trace": dialled}
+        progress = Progress(timeouts.read)
+        extensions = {"timeout": asdict(timeouts), "trace": progress}
         stream = BodyStream(body) if body is not None else NOTHING
         request = httpx.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
         request.method = method  # it has made capitals of it
         # The extension "target" would keep the bytes as they are too, but an outbound proxy would be given it as well.
         request.url = RawUrl(self._url, target)  # type: ignore[assignment]
         try:
-            return HttpxAnswer(await self._transport.handle_async_request(request))
+            return await self._send(request, progress)
         except (httpx.RemoteProtocolError, httpx.ReadError):
-            if dialled.so or body is not None or method not in IDEMPOTENT:
+            if progress.dialled or body is not None or method not in IDEMPOTENT:
                 raise
-        return HttpxAnswer(await self._transport.handle_async_request(request))
+        return await self._send(request, progress)
+
+    async def _send(self, request: httpx.Request, progress: "Progress") -> "HttpxAnswer":
+        try:
+            async with asyncio.timeout(None) as progress.patience:
+                return HttpxAnswer(await self._transport.handle_async_request(request))
+        except TimeoutError:
+            raise httpx.ReadTimeout("") from None
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -102,15 +109,24 @@ class Dialling:
             await (await dialling).aclose()
 
 
-class Dialled:
-    """What httpcore tells of an exchange on the way; of that, whether it opened a connection for it."""
+class Progress:
+    """What httpcore tells of an exchange on the way: whether it has `dialled` for it, and when the head is waited for.
 
-    def __init__(self) -> None:
-        self.so = False
+    That has `read` seconds, of which `patience` makes an end: httpcore's own begin anew with whatever comes before it.
+    """
+
+    patience: asyncio.Timeout
+
+    def __init__(self, read: float | None) -> None:
+        self.dialled = False
+        self._read = read
 
     async def __call__(self, event: str, _: object) -> None:
         """Take an event."""
-        self.so = self.so or "connect_tcp" in event
+        if "connect_tcp" in event:
+            self.dialled = True
+        elif event.endswith("receive_response_headers.started") and self._read is not None:
+            self.patience.reschedule(asyncio.get_running_loop().time() + self._read)
 
 
 class RawUrl:

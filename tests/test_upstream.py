@@ -1,5 +1,6 @@
 """What goes wrong on the far bank, and what it is called here."""
 
+import asyncio
 import json
 import logging
 import re
@@ -112,6 +113,22 @@ async def test_an_upstream_that_resets_is_a_502(start: Start, upstream: Upstream
 async def test_an_upstream_that_is_silent_is_a_504(start: Start, upstream: Upstream) -> None:
     status, error = await ask(start, OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="50")
     assert (status, error["type"], error["code"]) == (504, "upstream_timeout", "OPENAI_PROXY_TIMEOUT")
+
+
+async def test_an_upstream_that_does_not_come_to_its_head_is_a_504(start: Start, upstream: Upstream) -> None:
+    async with start(OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="100") as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        there = await upstream.accept()
+        await there.hear()
+        answered = asyncio.ensure_future(client.hear())
+        for _ in range(100):  # of which each is a sign of life
+            if not answered.done():
+                await there.say(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+                await asyncio.wait([answered], timeout=0.02)
+        assert answered.done(), "it was waited for as long as something came"
+        assert answered.result().status == 504
+        await there.closed()
 
 
 async def test_a_stream_that_stalls_is_left_torn(start: Start, upstream: Upstream) -> None:
