@@ -24,6 +24,8 @@ STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
 # How a worker is told to stop again: neither a terminal nor who stops a service sends that. Windows has none.
 AT_ONCE = getattr(signal, "SIGUSR1", signal.SIGTERM)
 LOOK = 0.1  # seconds
+YOUNG = 5.0  # seconds; one that dies before has hardly served
+LONGEST_PAUSE = 30.0  # seconds before another takes the place of one that died young
 LAST_WORDS = 10.0  # seconds; the ledger takes five at most
 
 log = logging.getLogger("oxy")
@@ -57,6 +59,8 @@ class Worker(Process):
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
+        self.born = time.monotonic()
+        self.due: float | None = None  # once it has ended: when another is to take its place
         self._asked: float | None = None
 
     @property
@@ -124,6 +128,7 @@ class Workers(Multiprocess):
         self._retired: dict[Worker, float] = {}  # told to stop, with exchanges to finish until then
         self._failed = False
         self._stuck = False  # whether none could be started
+        self._pause = 0.0  # seconds
         for number in STOPS:
             signal.signal(number, self._orders.set)
 
@@ -177,6 +182,8 @@ class Workers(Multiprocess):
                 log.error("worker %s could not start, so that all end", old.pid)
                 self._fail()
                 return
+            if not self._is_due(old):
+                continue
             if (new := self._started()) is None:  # the next look tries again
                 return
             self.processes[place] = new
@@ -230,6 +237,18 @@ class Workers(Multiprocess):
             return None
         self._stuck = False
         return worker
+
+    def _is_due(self, old: Worker) -> bool:
+        """Tell whether it is time to replace one that ended: at once, but where they die young, ever more slowly."""
+        now = time.monotonic()
+        if old.due is None:
+            died_young = now - old.born < YOUNG
+            pause, self._pause = (self._pause, min(2 * self._pause or 1.0, LONGEST_PAUSE)) if died_young else (0.0, 0.0)
+            if pause:
+                what = "worker %s died young (status %s); another takes its place in %.0f s"
+                log.warning(what, old.pid, old.exitcode, pause)
+            old.due = now + pause
+        return now >= old.due
 
     def _fail(self) -> None:
         self._failed = True

@@ -28,6 +28,8 @@ class Puppet:
 
     def __init__(self, *_: object) -> None:
         self.pid = next(self.numbers)
+        self.born = workers.time.monotonic()  # type: ignore[attr-defined]  # the one that a test may have put there
+        self.due: float | None = None
         self.exitcode: int | None = None
         self.answers = True
         self.heard: list[str] = []
@@ -135,6 +137,34 @@ def test_a_worker_that_died_or_hangs_is_replaced_and_the_log_says_so(
     some.keep_subprocess_alive()
     assert pids(some) == [3, 2]
     assert told == [f"worker 1 died or hung (status {status}); 3 takes its place"]
+
+
+def test_workers_that_die_young_are_replaced_ever_more_slowly(
+    troupe: Callable[[], Workers], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now))
+    some, pauses = troupe(), []
+    for _ in range(8):
+        dying: Any = some.processes[0]
+        dying.exitcode = 1
+        died = now
+        while some.processes[0] is dying:
+            some.keep_subprocess_alive()
+            now += 0.5
+        pauses.append(now - died - 0.5)
+    assert pauses == [0, 1, 2, 4, 8, 16, 30, 30]
+    first = next(line for line in told if "young" in line)
+    assert first == "worker 3 died young (status 1); another takes its place in 1 s"
+    now += 60
+    old: Any = some.processes[0]
+    old.exitcode = -9
+    for _ in range(2):  # one that served for a while has its successor at once, and so has that one
+        some.keep_subprocess_alive()
+        assert some.processes[0].exitcode is None
+        young: Any = some.processes[0]
+        young.exitcode = 1
+    assert pids(some)[1] == 2, "the other one serves on"
 
 
 @pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
