@@ -44,18 +44,14 @@ class Login:
         a cookie and posts that he leaves is led to the same page without it.
         Raises `Forbidden` if it may not, `WrongToken` if it seems to be a guess.
         """
-        query = request.scope["query_string"].decode("latin-1")
         if request.method == "POST":
             form = await _posted(request)
-            if LEAVE in form:
-                return self._let_out(request, query)
-            return self._let_in(request, form.get(FIELD, [""])[-1], query)
+            return self._let_out(request) if LEAVE in form else self._let_in(request, form.get(FIELD, [""])[-1])
         if (token := request.query_params.get(FIELD)) is not None:
             if not asks_for_html(request.headers.get("accept", "")):
                 self._expect_token(token)
                 return None
-            pieces = query.split("&")
-            return self._let_in(request, token, "&".join(each for each in pieces if _name(each) != FIELD))
+            return self._let_in(request, token)
         if self._has_cookie(request):
             return None
         if not (borne := _borne(request)):
@@ -63,19 +59,22 @@ class Login:
         self._expect_token(borne)
         return None
 
-    def _let_in(self, request: Request, token: str, query: str) -> Response:
+    def _let_in(self, request: Request, token: str) -> Response:
         self._expect_token(token)
-        return self._led_on(request, query, self._cookie(int(time.time()) + LIFE), LIFE)
+        return self._led_on(request, self._cookie(int(time.time()) + LIFE), LIFE)
 
-    def _let_out(self, request: Request, query: str) -> Response:
+    def _let_out(self, request: Request) -> Response:
         # A form on another site could take the cookie away, too; but the browser would not send it along from there.
         if not self._has_cookie(request):
             raise Forbidden("Nobody is logged in here")
-        return self._led_on(request, query, "", 0)
+        return self._led_on(request, "", 0)
 
-    def _led_on(self, request: Request, query: str, cookie: str, life: int) -> Response:
-        # Where it leads is the page that was asked for, and not for a link or a Host field to say.
+    def _led_on(self, request: Request, cookie: str, life: int) -> Response:
+        # Where it leads is the page that was asked for, and not for a link or a Host field to say; without a token that
+        # stood in its query, which might be an old one, or let in again who leaves.
         page = request.scope["raw_path"].decode("latin-1")
+        pieces = request.scope["query_string"].decode("latin-1").split("&")
+        query = "&".join(each for each in pieces if _name(each) != FIELD)
         response = RedirectResponse(f"{page}?{query}" if query else page, 303)
         # Where TLS ends before us, the server that ends it says so.
         secure = "https" in (request.scope["scheme"], request.headers.get("x-forwarded-proto"))

@@ -175,6 +175,16 @@ async def test_who_leaves_has_no_cookie_any_more_and_is_led_to_the_page(login: L
     assert all(each[COOKIE]["secure"] and each[COOKIE]["httponly"] for each in made)
 
 
+@pytest.mark.parametrize("body", [f"access_token={QUOTED}", "log_out=1"])
+async def test_a_form_leads_away_from_a_token_in_its_own_query(login: Login, cookie: str, body: str) -> None:
+    asked = (("cookie", f"{COOKIE}={cookie}"), BROWSER)
+    for token in ("an-old-one", QUOTED):
+        query = f"route=relay&access_token={token}"
+        response = await login.check(request(*asked, method="POST", query=query, body=(body.encode(),)))
+        assert response is not None
+        assert response.headers["location"] == "/log?route=relay", "there it would be read again, before the cookie"
+
+
 @pytest.mark.parametrize("headers", [[], [("cookie", f"{COOKIE}=1.2")], [("authorization", f"Bearer {TOKEN}")]])
 async def test_another_site_that_has_no_cookie_logs_nobody_out(login: Login, headers: list[PAIR]) -> None:
     with pytest.raises(Forbidden, match="Nobody is logged in") as refusal:
