@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from proxy.entry import WELL, Facts, status_class
+from proxy.entry import WELL, Facts, name, status_class
 from proxy.errors import Result
 from proxy.fresh import Fresh
 from proxy.markup import NOTHING, Html, View, joined
@@ -32,7 +32,6 @@ TURN = 1.0  # seconds between two looks into the history
 SILENCE = 15  # turns after which a stream says that it is alive
 OVERVIEW_LIFE = 2.0  # seconds
 OVERVIEWS = 64  # by what is wanted in them
-LONGEST_FILTER = 200
 GROUPS: tuple[By, ...] = ("route", "model", "key")
 FILTERS = ("route", "model", "status", "result", "key", "request_id")
 
@@ -133,10 +132,11 @@ class Board:
 
 def asked(request: Request, *, failed: bool) -> Wanted:
     """Return what the query of a request asks for."""
-    given = {name: request.query_params.get(name, "").strip()[:LONGEST_FILTER] or None for name in FILTERS}
-    for name, known in (("status", CLASSES), ("result", RESULTS)):
-        if given[name] not in known:
-            given[name] = None
+    # As it was written down: what a text is there, its sender and the page may spell differently.
+    given = {which: name(request.query_params.get(which, "").strip()) or None for which in FILTERS}
+    for which, known in (("status", CLASSES), ("result", RESULTS)):
+        if given[which] not in known:
+            given[which] = None
     return Wanted(**given, failed=failed)
 
 
@@ -175,10 +175,10 @@ def kind(facts: Facts) -> str:
     return "torn" if began_well and facts["result"] != "success" else status_class(status)
 
 
-def event(name: str, data: object, number: int | None = None) -> bytes:
+def event(kind: str, data: object, number: int | None = None) -> bytes:
     """Return an event (WHATWG HTML 9.2.5). Its data are JSON, which is one line whatever is in it."""
     mark = f"id: {number}\n" if number is not None else ""
-    return f"{mark}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+    return f"{mark}event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 class EventStream(Response):

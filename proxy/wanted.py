@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from json.encoder import encode_basestring_ascii as quoted
 from re import Pattern
 
-from proxy.entry import WELL, name
+from proxy.entry import WELL
 
 # A status has three digits.
 STATUSES = {
@@ -24,7 +24,7 @@ FAILED = re.compile(rf'"result":"(?!(?:{"|".join(WELL)})")')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What an exchange has to be; None is anything.
+    """What an exchange has to be, in the spelling of entries; None is anything.
 
     `status` is a class ("4xx", "none"). `request_id` is ours or the client's own. `failed` leaves out what went well.
     """
@@ -50,7 +50,7 @@ class Wanted:
         if self.failed:
             patterns.append(FAILED)
         if self.request_id is not None:
-            patterns.append(id_of(name(self.request_id)))  # as it was written down
+            patterns.append(id_of(self.request_id))
         return patterns
 
     def rows(self) -> tuple[str, list[str]]:

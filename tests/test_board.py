@@ -8,6 +8,7 @@ from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -123,6 +124,20 @@ async def test_the_newest_entries_are_shown_by_every_filter(desk: Desk, target: 
     assert "".join(await paths(desk, target)) == found
 
 
+@pytest.mark.parametrize("text", ["modèle", "模型", "a b<1>", "m" * 150, "modèle" * 30])
+@pytest.mark.parametrize("which", ["model", "request_id"])
+async def test_what_is_written_down_otherwise_is_found_as_it_was_sent_and_as_it_is_shown(
+    desk: Desk, which: str, text: str
+) -> None:
+    member = {"model": "model", "request_id": "incoming_id"}[which]
+    found = written(path="/v1/a", **{member: text})
+    desk.history.write([found, written(path="/v1/b")])
+    for asked in (f" {text} ", found.facts[member]):
+        page = await shown(desk, f"/log?{which}={quote(asked)}")
+        assert re.findall(r'class="path">/v1/(\w+)<', page) == ["a"]
+        assert figures(page).get("Requests", ("1", ""))[0] == "1"
+
+
 async def test_sessions_over_websocket_are_a_class_of_status(desk: Desk) -> None:
     desk.history.write([*exchanges(), written(path="/v1/realtime", status=101, route="websocket")])
     assert await paths(desk, "/log?status=1xx") == ["realtime"]
@@ -158,11 +173,11 @@ def test_an_answer_that_broke_off_does_not_look_like_a_success(status: int | Non
 
 async def test_a_filter_stays_in_the_form_escaped(desk: Desk) -> None:
     desk.history.write(exchanges())
-    page = await shown(desk, "/log?route=nowhere&status=5xx&model=%22%3E%3Cscript%3E&request_id=%22x")
+    page = await shown(desk, "/log?route=nowhere&status=5xx&model=%22%3E%3Cscript%3E&request_id=%26%27x")
     assert '<option value="nowhere" selected>' in page
     assert '<option value="5xx" selected>' in page
-    assert 'value="&quot;&gt;&lt;script&gt;"' in page
-    assert 'value="&quot;x"' in page
+    assert 'value="%22%3E%3Cscript%3E"' in page, "as the table would show it"
+    assert 'value="&amp;&#x27;x"' in page
     assert "Nothing yet that fits" in page
     assert page.count("<script") == 1
 
@@ -210,7 +225,8 @@ async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
         ("/log?status=4xx&route=relay", "1", "only route relay, status 4xx."),
         ("/log?key=alice&result=success", "1", "only result success, key alice."),
         ("/log?route=nowhere", "0", "only route nowhere."),
-        ("/log?model=%3Cscript%3E", "0", "only model &lt;script&gt;."),
+        ("/log?model=%3Cscript%3E", "0", "only model %3Cscript%3E."),
+        ("/log?model=a%26b%27", "0", "only model a&amp;b&#x27;."),
     ],
 )
 async def test_totals_and_charts_follow_the_filters(desk: Desk, target: str, requests: str, note: str) -> None:

@@ -263,14 +263,6 @@ def test_usage_is_told_by_several_together_in_their_order(recall: Recall) -> Non
     assert [*rows[0]][:3] == ["key", "model", "requests"]
 
 
-@pytest.mark.parametrize("asked", ["abc def<1>", "abc%20def%3C1%3E"])
-def test_an_id_is_found_as_it_was_sent_and_as_it_is_shown(tmp_path: Path, asked: str) -> None:
-    history = History(tmp_path / "history", days=30)
-    history.write([written(incoming_id="abc def<1>")])
-    assert len(Recall(tmp_path / "history").newest(Wanted(request_id=asked))) == 1
-    history.close(0)
-
-
 def test_no_quantile_is_more_than_the_longest_time(tmp_path: Path) -> None:
     history = History(tmp_path / "history", days=30)
     history.write([written(duration=0.98)])
