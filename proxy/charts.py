@@ -36,11 +36,12 @@ CHARTS = (
     Chart(
         title="Average time",
         series=[
-            Series(name="first byte", style="a", value=lambda row: row["average_first_byte"] or 0),
+            # Of all requests, which make the average: the first byte's own one is of those that came to it.
+            Series(name="first byte", style="a", value=lambda row: row["first_byte"] / (row["requests"] or 1)),
             Series(
                 name="the rest",
                 style="b",
-                value=lambda row: max(0, (row["average"] or 0) - (row["average_first_byte"] or 0)),
+                value=lambda row: (row["duration"] - row["first_byte"]) / (row["requests"] or 1),
             ),
         ],
         readable=lambda seconds: span(seconds or None),  # where nothing was, there is no average

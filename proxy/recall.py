@@ -95,7 +95,7 @@ class Recall:
         found = {row["moment"]: dict(row) for row in self._ask(query, first, *values)}
         nothing = dict.fromkeys((*SUMS, *MAXIMA), 0)
         moments = range(first, newest + MINUTE, MINUTE)
-        return [_averaged(found.get(moment, {"moment": moment, **nothing})) for moment in moments]
+        return [found.get(moment, {"moment": moment, **nothing}) for moment in moments]
 
     def usage(self, *by: By, wanted: Wanted = ANY, since: float = 0.0) -> list[Row]:
         """Return the totals of each model, route, key, result or day (UTC), or of each that they make together."""

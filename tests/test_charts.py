@@ -9,7 +9,7 @@ from proxy.tables import MAXIMA, SUMS
 
 
 def minute(**facts: float) -> dict[str, Any]:
-    return {**dict.fromkeys((*SUMS, *MAXIMA), 0), "average": None, "average_first_byte": None, **facts}
+    return {**dict.fromkeys((*SUMS, *MAXIMA), 0), **facts}
 
 
 def drawn(*minutes: dict[str, Any]) -> list[ET.Element]:
@@ -41,13 +41,19 @@ def test_tokens_stand_on_top_of_one_another() -> None:
 
 
 def test_the_time_is_parted_at_the_first_byte() -> None:
-    times = drawn(minute(requests=1, average=2.0, average_first_byte=0.5), minute(requests=1, average=1.0))[2]
+    times = drawn(minute(requests=2, duration=4.0, first_byte=1.0), minute(requests=1, duration=1.0))[2]
     assert columns(times, "a") == [(0, HEIGHT * 3 / 4, HEIGHT / 4)]
     assert columns(times, "b") == [(0, 0, HEIGHT * 3 / 4), (10, HEIGHT / 2, HEIGHT / 2)]
 
 
+def test_the_average_is_that_of_all_also_where_few_came_to_a_first_byte() -> None:
+    nine_were_refused_at_once = minute(requests=10, duration=2.0, first_byte=1.5, first_bytes=1)
+    (svg,) = drawn(nine_were_refused_at_once)[2].iter("svg")
+    assert svg.get("aria-label") == "Average time over the last hour: at most 200 ms, now 200 ms"
+
+
 def test_a_chart_says_in_words_what_it_shows() -> None:
-    figures = drawn(minute(requests=7, average=1.5), minute(requests=3, average=0.25))
+    figures = drawn(minute(requests=7, duration=10.5), minute(requests=3, duration=0.75))
     told = [svg.get("aria-label") for figure in figures for svg in figure.iter("svg")]
     assert told == [
         "Requests a minute over the last hour: at most 7, now 3",
@@ -58,7 +64,7 @@ def test_a_chart_says_in_words_what_it_shows() -> None:
 
 
 def test_of_a_minute_without_requests_there_is_no_average() -> None:
-    (svg,) = drawn(minute(requests=7, average=1.5), minute())[2].iter("svg")
+    (svg,) = drawn(minute(requests=7, duration=10.5), minute())[2].iter("svg")
     assert svg.get("aria-label") == "Average time over the last hour: at most 1.5 s, now \N{EN DASH}"
 
 
