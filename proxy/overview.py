@@ -99,12 +99,14 @@ def notes(wanted: Wanted) -> Iterator[str]:
 def times(totals: Row) -> list[Figure]:
     """Return how long exchanges took."""
     whole = "only of all" if totals["requests"] and totals["p50"] is None else ""
+    longest = totals["longest"] if totals["requests"] else None
+    at_most = f"at most {span(totals['longest_first_byte'])}" if totals["first_bytes"] else ""
     return [
         ("Average", span(totals["average"]), ""),
         ("p50", span(totals["p50"]), whole),
         ("p99", span(totals["p99"]), whole),
-        ("Longest", span(totals["longest"]), ""),
-        ("First byte", span(totals["average_first_byte"]), f"at most {span(totals['longest_first_byte'])}"),
+        ("Longest", span(longest), ""),
+        ("First byte", span(totals["average_first_byte"]), at_most),
     ]
 
 

@@ -217,6 +217,13 @@ async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
     assert "Requests a minute" not in page, "it would be the same"
 
 
+async def test_of_times_that_nobody_took_there_is_no_longest(desk: Desk) -> None:
+    desk.history.write([written(status=503, result="proxy_overloaded", duration=0.002)])
+    assert figures(await shown(desk, "/log?route=nowhere"))["Longest"] == ("\N{EN DASH}", "")
+    found = figures(await shown(desk, "/log_errors"))
+    assert (found["Longest"], found["First byte"]) == (("2 ms", ""), ("\N{EN DASH}", ""))
+
+
 @pytest.mark.parametrize(
     ("target", "requests", "note"),
     [
