@@ -77,7 +77,8 @@ class Board:
                 overview = await look()
                 latest, rows = await asyncio.to_thread(self._newest, wanted, after)
             except NoHistory as problem:
-                overview, latest, rows = shown, after, NOTHING
+                overview = shown = NOTHING  # so that the next one is told, and that there is one again
+                latest, rows = after, NOTHING
                 said.append(event("trouble", str(problem)))
             after = latest
             if rows:

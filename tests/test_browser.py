@@ -177,6 +177,17 @@ async def test_entries_and_totals_appear_as_they_come_unless_paused(desk: Desk, 
     await expect(paths(page)).to_have_text(["/v1/third", "/v1/second", "/v1/first"])
 
 
+async def test_a_page_says_that_the_history_fails_for_as_long_as_it_does(desk: Desk, open_page: Open) -> None:
+    desk.history.write([written()])
+    page = await open_page("/log")
+    await expect(page.get_by_role("status")).to_have_text("Live")
+    away = desk.file.rename(desk.file.with_name("away"))
+    await expect(page.get_by_role("status")).to_contain_text("cannot be read")
+    await expect(page.locator("dt:text-is('Requests') + dd")).to_contain_text("1")
+    away.rename(desk.file)
+    await expect(page.get_by_role("status")).to_have_text("Live")
+
+
 async def test_the_form_filters_and_what_comes_is_filtered_too(desk: Desk, open_page: Open) -> None:
     desk.history.write([written(path="/v1/a", model="m-1"), written(path="/v1/b", model="m-2", route="openai")])
     page = await open_page("/log")

@@ -22,8 +22,13 @@ function listen() {
   source.onopen = () => say("Live", "live");
   source.onerror = () => say(source.readyState === EventSource.CLOSED ? "Not live: reload the page" : "Connecting", "off");
   source.addEventListener("entries", (event) => add(event.lastEventId, JSON.parse(event.data)));
-  source.addEventListener("overview", (event) => { overview.innerHTML = JSON.parse(event.data); });
+  source.addEventListener("overview", (event) => show(JSON.parse(event.data)));
   source.addEventListener("trouble", (event) => say(JSON.parse(event.data), "off"));
+}
+
+function show(html) {
+  overview.innerHTML = html;
+  say("Live", "live");
 }
 
 function add(number, html) {
