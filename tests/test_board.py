@@ -156,6 +156,7 @@ def test_every_class_of_status_has_its_style(kind: str) -> None:
     [
         (200, "success", "2xx"),
         (101, "upstream_transport", "torn"),
+        (302, "upstream_transport", "torn"),
         (200, "upstream_timeout", "torn"),
         (200, "client_cancelled", "torn"),
         (404, "upstream_api_error", "4xx"),

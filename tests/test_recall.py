@@ -123,7 +123,7 @@ def test_no_text_of_others_can_pose_as_what_is_asked_for(tmp_path: Path, text: s
 
 @pytest.mark.parametrize("posing", POSING)
 def test_what_is_asked_for_is_no_pattern_and_no_json(recall: Recall, posing: str) -> None:
-    for asked in (posing, ".*", 'm-1","stream":false', "m-1|m-2", "("):
+    for asked in (posing, ".*", 'm-1","stream":false', 'relay","method":"POST', "m-1|m-2", "("):
         for wanted in (Wanted(model=asked), Wanted(route=asked), Wanted(request_id=asked)):
             assert recall.newest(wanted) == []
 
