@@ -94,7 +94,7 @@ class Board:
             await asyncio.sleep(TURN)
 
     def _content(self, wanted: Wanted, overview: Html) -> Html:
-        routes, models, keys = ([row[by] for row in self._recall.usage(by) if row[by]] for by in GROUPS)
+        routes, models, keys = map(self._recall.names, GROUPS)
         results = [result for result in RESULTS if not (self._failed and result in WELL)]
         latest, rows = self._newest(wanted, 0)
         return self._log(

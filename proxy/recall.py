@@ -97,6 +97,11 @@ class Recall:
         moments = range(first, newest + MINUTE, MINUTE)
         return [found.get(moment, {"moment": moment, **nothing}) for moment in moments]
 
+    def names(self, by: By) -> list[str]:
+        """Return the models, routes or keys that there are totals of: a tenth of the work of adding those up."""
+        rows = self._ask(f"SELECT DISTINCT {_GROUPS[by]} FROM totals WHERE moment >= 0")  # noqa: S608  columns of our own
+        return sorted(name for (name,) in rows if name)
+
     def usage(self, *by: By, wanted: Wanted = ANY, since: float = 0.0) -> list[Row]:
         """Return the totals of each model, route, key, result or day (UTC), or of each that they make together."""
         condition, values = wanted.rows()

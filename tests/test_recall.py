@@ -246,6 +246,11 @@ def test_usage_is_told_by_what_is_asked_for(recall: Recall, by: Any, requests: d
     assert sum(row["requests"] for row in recall.usage(by, since=NOW)) == 5
 
 
+@pytest.mark.parametrize(("by", "names"), [("model", "m-1 m-2"), ("route", "openai relay"), ("key", "a")])
+def test_names_are_those_that_there_are_totals_of(recall: Recall, by: By, names: str) -> None:
+    assert recall.names(by) == names.split()
+
+
 def test_results_are_counted_of_what_is_wanted(recall: Recall) -> None:
     found = {"client_cancelled": 1, "proxy_overloaded": 1, "success": 3, "upstream_api_error": 1}
     assert recall.results() == found
@@ -321,6 +326,7 @@ def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: p
         recall.minutes(each)
     for by in get_args(By):
         recall.usage(by, wanted=wanted)
+        recall.names(by)
     recall.usage(*get_args(By))
     assert len(plans) > 10
     assert not [plan for plan in plans if plan.startswith("SCAN")]
