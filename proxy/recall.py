@@ -14,7 +14,7 @@ from re import Pattern
 from typing import Any, Literal
 
 from proxy.entry import Facts
-from proxy.tables import BUSY, DAY, HOUR, MAXIMA, MINUTE, NOT_OURS, OURS, SUMS, middle_of
+from proxy.tables import BUSY, DAY, HOUR, MAXIMA, MINUTE, NO_TEMPORARY_FILES, NOT_OURS, OURS, SUMS, middle_of
 from proxy.wanted import ANY, Wanted
 
 NEWEST = 200  # entries
@@ -128,6 +128,7 @@ class Recall:
             with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", timeout=BUSY, uri=True)) as db:
                 if db.execute("PRAGMA application_id").fetchone() != (OURS,):
                     raise NoHistory(f"{self._path} is {NOT_OURS}")
+                db.execute(NO_TEMPORARY_FILES)
                 yield db.execute(query, values)
         except (sqlite3.Error, ValueError) as problem:  # the latter of a line that is damaged
             raise NoHistory(f"the history {self._path} cannot be read: {problem}") from problem

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from proxy.entry import failed, status_class
 from proxy.errors import Result
 from proxy.history import History
 from proxy.recall import By, NoHistory, Recall
+from proxy.tables import MAXIMA, SUMS
 from proxy.wanted import ANY, Wanted
 from tests.test_entry import Usage
 from tests.test_history import written
@@ -306,6 +308,32 @@ def test_a_history_of_another_version_is_told_as_one(recall: Recall) -> None:
         db.execute("PRAGMA application_id = 0")
     with pytest.raises(NoHistory, match=r"is not a history of this version of Oxy; move it away"):
         recall.newest()
+
+
+MANY = f"""
+    WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 20000)
+    INSERT INTO totals SELECT n * 3600 + 60, 'relay', printf('m-%0200d', n), '', '2xx', 'success',
+        {", ".join("1" * len((*SUMS, *MAXIMA)))} FROM n
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a file has no bound")
+def test_many_totals_are_told_and_merged_without_a_temporary_file(tmp_path: Path) -> None:
+    import resource
+
+    history = History(file := tmp_path / "history.sqlite", days=10**6)
+    history.write([])
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute(MANY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        assert len(Recall(file).usage("model")) == 20_000
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert history._db is not None
+    assert history._db.execute("PRAGMA temp_store").fetchone() == (2,)
+    history.close(0)
 
 
 def test_every_question_is_answered_from_an_index(recall: Recall, monkeypatch: pytest.MonkeyPatch) -> None:
