@@ -3,11 +3,13 @@
 import asyncio
 import json
 import re
+import threading
 import time
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
@@ -18,8 +20,11 @@ from proxy.board import RESULTS
 from proxy.entry import WELL, Facts
 from proxy.figures import DIRECTORY
 from proxy.history import History
+from proxy.markup import NOTHING, Html
 from proxy.metrics import Metrics, Reading
+from proxy.overview import Overview
 from proxy.recall import Recall
+from proxy.shell import Shell
 from proxy.usage import Usage
 from proxy.wanted import Wanted
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Start
@@ -213,6 +218,9 @@ async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
     assert found["p50"] == found["p99"] == ("\N{EN DASH}", "only of all")
     reasons = ("proxy overloaded", "upstream api error", "upstream timeout")
     assert [found[reason] for reason in reasons] == [("1", "33.3%")] * 3
+    desk.history.write([written(result="upstream_timeout")])
+    in_order = [name for name in figures(await shown(desk, "/log_errors")) if name in reasons]
+    assert in_order == ["upstream timeout", *reasons[:2]], "the most frequent first"
     assert not {"Requests", "Cancellations", "success"} & found.keys()
     assert "Errors a minute over the last hour: at most 3" in page
     assert "Requests a minute" not in page, "it would be the same"
@@ -220,7 +228,8 @@ async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
 
 async def test_of_times_that_nobody_took_there_is_no_longest(desk: Desk) -> None:
     desk.history.write([written(status=503, result="proxy_overloaded", duration=0.002)])
-    assert figures(await shown(desk, "/log?route=nowhere"))["Longest"] == ("\N{EN DASH}", "")
+    nothing = figures(await shown(desk, "/log?route=nowhere"))
+    assert nothing["Longest"] == nothing["p50"] == nothing["p99"] == ("\N{EN DASH}", "")
     found = figures(await shown(desk, "/log_errors"))
     assert (found["Longest"], found["First byte"]) == (("2 ms", ""), ("\N{EN DASH}", ""))
 
@@ -329,6 +338,19 @@ async def test_a_stream_tells_what_is_new(desk: Desk, path: str) -> None:
     number, entries = await next_event(client, "entries")
     expected = {"/log": (["fine", "new"], "6"), "/log_errors": (["new"], "6")}[path]
     assert (re.findall(r"/v1/(\w+)<", entries), number) == expected
+
+
+async def test_who_wants_the_same_shares_one_look_beside_the_loop(tmp_path: Path) -> None:
+    looked: list[tuple[Wanted, bool]] = []
+
+    def look(wanted: Wanted) -> Html:
+        looked.append((wanted, threading.current_thread() is threading.main_thread()))
+        return NOTHING
+
+    entries, _ = board.boards(Recall(tmp_path / "none"), Shell(), cast("Overview", look))
+    one, other = Wanted(model="m-1"), Wanted(model="m-2")
+    await asyncio.gather(*(entries._overview(replace(wanted))() for wanted in (one, other, one, other, one)))
+    assert sorted(looked, key=lambda look: str(look[0])) == [(one, False), (other, False)]
 
 
 async def test_a_stream_keeps_to_the_filters_of_its_page(desk: Desk) -> None:

@@ -158,6 +158,52 @@ def test_minutes_of_a_while_ago_become_their_hour_and_nothing_is_counted_twice(
     assert late == (0, "", 3, 7.0, 4.0)
 
 
+def test_an_hour_has_all_that_its_minutes_had(history: History, file: Path) -> None:
+    hour = time.time() // HOUR * HOUR - 3 * HOUR
+    for minute in range(1, 10):
+        usage = {kind: 7 * minute + place for place, kind in enumerate(tables.TOKENS)}
+        facts = {"duration": minute / 4, "first_byte": minute / 8, "bytes_in": minute, "bytes_out": 2 * minute}
+        history.write([written(began=hour + 60 * minute, usage=usage, retries=minute, **facts)])
+    minutes = Recall(file).totals()
+    another = History(file, days=30)
+    another.write([])
+    another.close(0)
+    assert ask(file, "SELECT moment - ?, requests FROM totals", hour) == [(0, 9)]
+    assert Recall(file).totals() == minutes
+
+
+@pytest.mark.parametrize("opened_anew", [False, True])
+def test_what_another_worker_writes_late_is_merged_too(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch, opened_anew: bool
+) -> None:
+    now = time.time() // HOUR * HOUR
+    monkeypatch.setattr(time, "time", lambda: now)
+    history.write([])
+    ago = tables.MINUTES_KEPT * 60 + (2 * tables.LATE if opened_anew else tables.LATE - 60)
+    another = History(file, days=30)
+    another.write([])
+    another.write([written(began=now - ago)])
+    another.close(0)
+    if opened_anew:
+        history.close(0)
+    monkeypatch.setattr(history, "_next_pruning", 0.0)
+    history.write([])
+    assert ask(file, "SELECT moment % 3600, requests FROM totals") == [(0, 1)]
+
+
+def test_an_hour_is_kept_for_as_long_as_its_last_minute(
+    history: History, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time() // HOUR * HOUR + HOUR / 2
+    monkeypatch.setattr(time, "time", lambda: now)
+    history.write([written(began=now - 30 * DAY + 60)])
+    for _ in range(2):
+        monkeypatch.setattr(history, "_next_pruning", 0.0)
+        history.write([])
+    assert ask(file, "SELECT moment - ?, requests FROM totals", now - 30 * DAY) == [(-HOUR / 2, 1)]
+    assert ask(file, "SELECT sum(requests) FROM times") == [(1,)]
+
+
 def test_minutes_become_hours_as_time_goes_by(history: History, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hour = time.time() // HOUR * HOUR
     for later in range(0, 4 * HOUR, 60):

@@ -69,6 +69,13 @@ def test_several_groups_stand_side_by_side_and_what_belongs_together_does(file: 
     assert days == [[first, "success"], [second, "success"], [second, "upstream_api_error"]]
 
 
+def test_the_average_of_the_sum_is_that_of_all_exchanges(file: Path) -> None:
+    history = History(file, days=10**6)
+    history.write([written(duration=0.0, model="a-model")] * 3)
+    history.close(0)
+    assert usage([], file).endswith(" 1.000 s"), "six took six seconds, the rows 0.25, 2 and 3"
+
+
 def test_one_row_needs_no_sum(file: Path) -> None:
     assert len(usage(["--by", "route"], file).splitlines()) == 2
 
