@@ -66,6 +66,7 @@ NAMELESS = """() => [
 ].map((element) => element.outerHTML)"""
 
 
+TUNED = "ft:gpt-4o-mini-2024-07-18:acme::9xYzAb"
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 
 
@@ -210,7 +211,7 @@ async def test_the_key_is_a_column_and_a_filter_once_there_is_one(desk: Desk, op
     await expect(column).to_be_hidden()
     await expect(page.get_by_label("Key")).to_have_count(0)
     desk.history.write(
-        [written(path="/v1/b", key="alice", result="client_cancelled"), written(path="/v1/c", key="bob")]
+        [written(path="/v1/b", key="alice", model=TUNED, result="client_cancelled"), written(path="/v1/c", key="bob")]
     )
     await expect(column).to_be_visible()
     await page.reload()
@@ -222,6 +223,9 @@ async def test_the_key_is_a_column_and_a_filter_once_there_is_one(desk: Desk, op
     await expect(page.locator(".note")).to_have_text("Totals and charts: only result client_cancelled, key alice.")
     await page.set_viewport_size({"width": 390, "height": 800})
     await expect(page.get_by_role("cell", name="alice")).to_be_visible()
+    model = await page.get_by_role("cell", name=TUNED).bounding_box()
+    assert model is not None
+    assert model["height"] < 30, "it has the line to itself"
     assert await page.evaluate(FITS)
 
 
