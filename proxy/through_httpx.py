@@ -127,6 +127,8 @@ class Progress:
             self.dialled = True
         elif event.endswith("receive_response_headers.started") and self._read is not None:
             self.patience.reschedule(asyncio.get_running_loop().time() + self._read)
+        elif event.endswith("receive_response_headers.complete"):  # it may be the outbound proxy's, before an upload
+            self.patience.reschedule(None)
 
 
 class RawUrl:

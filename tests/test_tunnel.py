@@ -62,6 +62,21 @@ async def test_the_proxy_hears_nothing_but_where_to(start: Start, secure: Secure
     assert tunnel.asked == [b"CONNECT localhost:4321 HTTP/1.1\r\nHost: localhost:4321\r\n\r\n"]
 
 
+async def test_an_upload_may_take_longer_than_the_answer_to_it(
+    start: Start, secure: Secure, authority: Authority
+) -> None:
+    async with (
+        Tunnel(secure.port).listening() as tunnel,
+        start(**through(tunnel, authority), OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="200") as proxy,
+    ):
+        client = await proxy.connect()
+        await client.say(request("POST", headers=[(b"Content-Length", b"8")]))
+        for _ in range(8):
+            await asyncio.sleep(0.05)
+            await client.say(b"x")
+        assert (await client.hear()).status == 200
+
+
 @pytest.mark.parametrize("status", [301, 403, 407, 502])
 async def test_a_proxy_that_refuses_is_a_502(start: Start, upstream: Upstream, status: int) -> None:
     upstream.says(answer(status, body=b"not you"))
