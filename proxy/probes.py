@@ -177,6 +177,8 @@ class Place:
         began, address = time.perf_counter(), (self.target.host, self.target.port)
         try:
             secured = await self._dial(asyncio.get_running_loop(), Secured, address, self._trust)
+        except NoTunnel as refusal:  # it opened one before
+            raise of_proxy(str(refusal), self.target) from None
         except OSError as problem:  # ssl.SSLError is one
             raise of_tls(problem, self.target) from None
         secured.transport.abort()

@@ -417,6 +417,12 @@ async def test_an_outbound_proxy_that_opens_no_way(upstream: Upstream, answered:
     assert "secret" not in f"{seen} {seen.advice}"
 
 
+async def test_an_outbound_proxy_that_opens_no_second_way(upstream: Upstream) -> None:
+    upstream.says(answer(429))
+    with pytest.raises(Trouble, match="the outbound proxy opens no way: 429"):
+        await behind(upstream.url).tls()
+
+
 async def test_an_outbound_proxy_that_is_not_there() -> None:
     with refusing() as port:
         seen = await trouble(behind(f"http://me:secret@127.0.0.1:{port}"), "proxy")
