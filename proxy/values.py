@@ -319,13 +319,16 @@ def outbound_proxy(text: str) -> str:
     """Read the address of a proxy that stands between here and the target; it may hold a user name and password."""
     try:
         parts = urlsplit(text)
-        scheme = parts.scheme if parts.hostname and parts.port != 0 else ""
+        host = parts.hostname or ""
+        scheme = parts.scheme if host and parts.port != 0 else ""
     except ValueError:
-        scheme = ""
+        host = scheme = ""
     if scheme not in PROXY_SCHEMES:
         raise ValueError("not a proxy: write http://host:port, https://host:port or socks5://host:port")
     if scheme.startswith("socks") and find_spec("socksio") is None:
         raise ValueError("a SOCKS proxy takes one more package: pip install socksio")
+    if ":" not in host:
+        _ascii_host(host)
     return text
 
 

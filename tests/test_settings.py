@@ -153,6 +153,7 @@ REFUSED = [
         "https://u:p@a",
         "it holds a user name or password: put the key into OPENAI_API_KEY instead",
     ),
+    *(("HTTPS_PROXY", text, "its host name is not one") for text in ("http://a..b:3128", "http://256.1.1.1:3128")),
     *((name, text, NO_PROXY_URL) for name in ("HTTPS_PROXY", "ALL_PROXY") for text in NO_PROXIES),
     *(("OPENAI_API_KEY", text, NO_KEY) for text in ("sk 1", "sk-ü")),
     *(("OPENAI_PROJECT_KEY", text, NO_KEY) for text in ("proj 1", "ü")),
@@ -678,6 +679,7 @@ def test_what_the_example_shows_commented_out_can_be_taken_as_it_stands(tmp_path
         ("http://[fd00::1]:80", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "10.0.0.0/8,fd00::/8"}, None),
         ("http://[::1]", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "::1"}, None),
         ("http://api.example", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "0.0.0.0/0"}, "http://c:3"),
+        ("https://api.example", {"HTTPS_PROXY": "http://[::1]:3128"}, "http://[::1]:3128"),
         ("https://api.example", {}, None),
     ],
 )
