@@ -61,6 +61,7 @@ class Worker(Process):
         super().__init__(config, sockets)
         self.born = time.monotonic()
         self.due: float | None = None  # once it has ended: when another is to take its place
+        self.pause = 0.0  # seconds until that, should it die young; its successor's, once it has ended
         self._asked: float | None = None
 
     @property
@@ -128,7 +129,6 @@ class Workers(Multiprocess):
         self._retired: dict[Worker, float] = {}  # told to stop, with exchanges to finish until then
         self._failed = False
         self._stuck = False  # whether none could be started
-        self._pause = 0.0  # seconds
         for number in STOPS:
             signal.signal(number, self._orders.set)
 
@@ -186,6 +186,7 @@ class Workers(Multiprocess):
                 continue
             if (new := self._started()) is None:  # the next look tries again
                 return
+            new.pause = old.pause
             self.processes[place] = new
             log.warning("worker %s died or hung (status %s); %s takes its place", old.pid, old.exitcode, new.pid)
 
@@ -239,11 +240,14 @@ class Workers(Multiprocess):
         return worker
 
     def _is_due(self, old: Worker) -> bool:
-        """Tell whether it is time to replace one that ended: at once, but where they die young, ever more slowly."""
+        """Tell whether it is time to replace one that ended: at once, but where they die young, ever more slowly.
+
+        Each place has a pause of its own: one that dies again and again holds up nobody but itself.
+        """
         now = time.monotonic()
         if old.due is None:
             died_young = now - old.born < YOUNG
-            pause, self._pause = (self._pause, min(2 * self._pause or 1.0, LONGEST_PAUSE)) if died_young else (0.0, 0.0)
+            pause, old.pause = (old.pause, min(2 * old.pause or 1.0, LONGEST_PAUSE)) if died_young else (0.0, 0.0)
             if pause:
                 what = "worker %s died young (status %s); another takes its place in %.0f s"
                 log.warning(what, old.pid, old.exitcode, pause)

@@ -30,6 +30,7 @@ class Puppet:
         self.pid = next(self.numbers)
         self.born = workers.time.monotonic()  # type: ignore[attr-defined]  # the one that a test may have put there
         self.due: float | None = None
+        self.pause = 0.0
         self.exitcode: int | None = None
         self.answers = True
         self.heard: list[str] = []
@@ -165,6 +166,25 @@ def test_workers_that_die_young_are_replaced_ever_more_slowly(
         young: Any = some.processes[0]
         young.exitcode = 1
     assert pids(some)[1] == 2, "the other one serves on"
+
+
+def test_one_that_dies_young_again_and_again_holds_up_nobody_but_itself(
+    troupe: Callable[[], Workers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now))
+    some = troupe()
+    waiting, other = some.processes
+    for _ in range(5):
+        waiting = some.processes[0]
+        waiting.exitcode = 1  # type: ignore[misc]
+        some.keep_subprocess_alive()
+        now += 0.5
+    assert some.processes == [waiting, other]
+    other.exitcode = 1  # type: ignore[misc]
+    some.keep_subprocess_alive()
+    assert some.processes[0] is waiting
+    assert some.processes[1] is not other
 
 
 @pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
