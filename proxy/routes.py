@@ -21,6 +21,8 @@ from proxy.heads import Shaped
 from proxy.settings import Settings
 
 ALIAS = b"/api/openai"  # an older gateway's clients say /api/openai/v1/... for /v1/...
+# RFC 9110 9.3.8: no credentials with what they would come back from. TRACK is what older servers of IIS call it.
+ECHOES = ("TRACE", "TRACK")
 USUAL_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 
 
@@ -52,7 +54,7 @@ class Relay:
             headers = shaped.headers.stating(downstream.fields.get(b"content-length", b""))
             return Call(downstream.method, shaped.target, headers, downstream.upload, shaped=shaped)
         admitted, exchange.key = self._access.admit(downstream.headers)
-        if downstream.method == "TRACE" and self._access.signs:  # RFC 9110 9.3.8: no credentials, they would come back
+        if self._access.signs and downstream.method.upper() in ECHOES:
             raise MethodNotAllowed("The answer to TRACE would have the upstream key in it", allow=USUAL_METHODS)
         target = downstream.target
         if target.startswith(ALIAS + b"/v1/"):

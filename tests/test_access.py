@@ -112,6 +112,17 @@ async def test_no_upstream_is_asked_to_send_our_key_back(
     assert back.get(b"allow") == (None if status == 200 else b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT")
 
 
+@pytest.mark.parametrize("way", ["pure"], indirect=True)  # llhttp knows neither
+@pytest.mark.parametrize("method", ["trace", "TRACK"])
+async def test_nor_by_another_name_for_it(start: Start, upstream: Upstream, method: str) -> None:
+    upstream.says(answer())
+    async with start(**MODES["swap"]) as proxy:
+        client = await proxy.connect()
+        await client.say(request(method, headers=[(b"X-API-Key", CLIENT)]))
+        assert (await client.hear()).status == 405
+    assert not upstream.heard
+
+
 async def test_a_refused_upload_does_not_break_the_connection(proxy: Running, upstream: Upstream) -> None:
     upstream.says(answer())
     client = await proxy.connect()
