@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -42,14 +43,14 @@ def through(tunnel: Tunnel, authority: Authority, user: str = "") -> dict[str, s
 
 async def test_calls_go_through_one_tunnel_which_is_kept(start: Start, secure: Secure, authority: Authority) -> None:
     secure.said = OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(b"data: 1\n\n", b"data: 2\n\n", b"")
-    async with Tunnel(secure.port).listening() as tunnel, start(**through(tunnel, authority, "me:p%40ss@")) as proxy:
+    async with Tunnel(secure.port).listening() as tunnel, start(**through(tunnel, authority, "m%40e:p%40ss@")) as proxy:
         client = await proxy.connect()
         for _ in range(3):
             await client.say(request("POST", b"/v1/a%2Fb//?x=%20&&", body=b"{}"))
             assert (await client.hear()).body == b"data: 1\n\ndata: 2\n\n"
     (asked,) = tunnel.asked
     assert asked.startswith(b"CONNECT localhost:4321 HTTP/1.1\r\nHost: localhost:4321\r\n")
-    assert b"\r\nProxy-Authorization: Basic " + base64.b64encode(b"me:p@ss") + b"\r\n" in asked
+    assert b"\r\nProxy-Authorization: Basic " + base64.b64encode(b"m@e:p@ss") + b"\r\n" in asked
     assert secure.names == ["localhost"]
 
 
@@ -154,8 +155,9 @@ async def test_an_address_stands_in_brackets() -> None:
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "ended without an answer, or spoke no HTTP"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, "ended without an answer, or spoke no HTTP"),
         (b"HTTP/1.1 407 Who me:secret\r\n\r\n", "407"),
+        (b"HTTP/1.1 301 Elsewhere\r\nLocation: /\r\n\r\n", "301"),
     ],
-    ids=["nothing", "half a head", "SOCKS", "SSH", "without an end", "a refusal"],
+    ids=["nothing", "half a head", "SOCKS", "SSH", "without an end", "a refusal", "a redirect"],
 )
 async def test_whatever_else_a_proxy_says_is_no_tunnel_and_leaves_no_socket(said: bytes, told: str) -> None:
     before = sockets()
@@ -180,6 +182,30 @@ async def test_a_proxy_that_speaks_before_tls_does_is_a_502(start: Start, secure
         client = await proxy.connect()
         await client.say(request())
         assert (await client.hear()).status == 502
+
+
+async def test_who_is_at_the_other_end_has_to_be_the_target(start: Start, secure: Secure, authority: Authority) -> None:
+    async with (
+        Tunnel(secure.port).listening() as tunnel,
+        start(**through(tunnel, authority) | {"OXY_TARGET": "https://api.example"}) as proxy,
+    ):
+        client = await proxy.connect()
+        await client.say(request())
+        assert (await client.hear()).status == 502
+    assert secure.names[0] == "api.example"
+
+
+async def test_a_proxy_without_a_port_is_at_80(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def reach(_: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
+        asked.append((host, port))
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("proxy.tunnel.reach", reach)
+    with pytest.raises(ConnectionRefusedError):
+        await Tunnels("http://me@proxy.example").dial(asyncio.get_running_loop(), Out, ("api.example", 443), None)
+    assert asked == [("proxy.example", 80)]
 
 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)  # httpx takes it for the target's silence
