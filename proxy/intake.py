@@ -41,7 +41,7 @@ class Intake:
         self.in_head = self.deaf = False
         self._line = line
         self._heads = heads
-        self._parser = new_parser(self)
+        self._parser = httptools.HttpRequestParser(self)
         self._upgrading = False
         self._timed = self._large = False
         self._undone = 0  # bytes that the parser keeps: of a head, a chunk's size, a trailer
@@ -166,7 +166,7 @@ class Intake:
         if not self._left:
             self.deaf = cycle.last
             if self._parsed:
-                self._parser = new_parser(self)
+                self._parser = httptools.HttpRequestParser(self)
             cycle.hear_end()
         return data
 
@@ -189,7 +189,7 @@ class Intake:
     def _feed_plainly(self, rest: memoryview) -> memoryview | None:
         """Parse a request that offered an upgrade without that offer, and what follows it up to the next such offer."""
         method, version = self._parser.get_method(), self._parser.get_http_version()
-        self._parser, self._upgrading = new_parser(self), False
+        self._parser, self._upgrading = httptools.HttpRequestParser(self), False
         self._parser.feed_data(without_upgrade(method, self._target, version, self._pairs))
         try:
             self._parser.feed_data(rest)
@@ -204,10 +204,3 @@ class Intake:
         elif self.in_head and not self._timed:
             self._timed = True
             self._line.expect_head()
-
-
-def new_parser(intake: Intake) -> httptools.HttpRequestParser:
-    """Return a parser that ignores what follows a client's last request: the answer to that one is still to go out."""
-    parser = httptools.HttpRequestParser(intake)
-    parser.set_dangerous_leniencies(lenient_data_after_close=True)
-    return parser
