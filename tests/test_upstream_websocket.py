@@ -3,11 +3,17 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.datastructures import Headers
+from websockets.http11 import Response
 
 from proxy.settings import load
+from proxy.upstream_websocket import Remote
 from tests.conftest import running
 from tests.peers import Tunnel, Upstream, answer, chunked, free_port, request
 from tests.sockets import OFFER, SWITCHING, Far, dial, ended, hear, raw_session
@@ -89,6 +95,21 @@ async def test_an_upstream_that_does_not_answer_a_close_is_broken_off(
         client, there = await raw_session(proxy, upstream)
         await client.say(b"\x88\x80\0\0\0\0")
         await there.closed()
+
+
+async def test_a_session_ends_with_its_block_even_where_that_breaks() -> None:
+    ended: list[object] = []
+
+    async def close(code: int, _: str) -> None:
+        ended.append(code)
+
+    transport = SimpleNamespace(abort=lambda: ended.append("and for good"))
+    response = Response(101, "", Headers())
+    connection = SimpleNamespace(subprotocol=None, response=response, close=close, transport=transport)
+    with pytest.raises(LookupError):
+        async with Remote(cast(ClientConnection, connection)):
+            raise LookupError
+    assert ended == [1011, "and for good"]
 
 
 @pytest.fixture(scope="module")
