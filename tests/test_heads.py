@@ -140,6 +140,32 @@ async def test_behind_the_last_request_of_a_connection_nothing_known_begins(
     assert [heard.body for heard in upstream.heard[3:]] == [b"last" if b"POST" in last else b""] * 4
 
 
+@pytest.mark.parametrize(
+    ("ahead", "told"),
+    [(post(b"last", LAST, b"/1"), [200]), (post(b"once", SDK, b"/1") + b"GET / HTTP/1.1\r\n\r\n", [200, 400])],
+    ids=["a last request", "what is refused"],
+)
+async def test_nor_in_a_segment_of_its_own_while_that_has_no_answer(
+    proxy: Running, upstream: Upstream, ahead: bytes, told: list[int]
+) -> None:
+    playing = asyncio.ensure_future(play(await proxy.connect(), *[post(b"known")] * 3))
+    there = await upstream.accept()
+    for _ in range(3):
+        await there.hear()
+        await there.say(answer())
+    await playing
+    client = await proxy.connect()
+    with noting(Cycle) as begun:
+        await client.say(ahead)
+        await there.hear()
+        await client.say(post(b"known"))
+        await asyncio.sleep(0.02)
+        await there.say(answer())
+        assert [(await client.hear()).status for _ in told] == told
+        await client.closed()
+    assert len(begun) == 1
+
+
 @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
 async def test_a_last_request_is_one_each_time(
     proxy: Running, upstream: Upstream, past: list[bytes], version: bytes
