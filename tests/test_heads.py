@@ -166,14 +166,16 @@ async def test_nor_in_a_segment_of_its_own_while_that_has_no_answer(
     assert len(begun) == 1
 
 
-@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
+@pytest.mark.parametrize(
+    ("version", "wish"), [(b"HTTP/1.0", b"close"), (b"HTTP/1.0", b"keep-alive"), (b"HTTP/1.1", b"close")]
+)
 async def test_a_last_request_is_one_each_time(
-    proxy: Running, upstream: Upstream, past: list[bytes], version: bytes
+    proxy: Running, upstream: Upstream, past: list[bytes], version: bytes, wish: bytes
 ) -> None:
     upstream.says(answer())
     for _ in range(4):
         client = await proxy.connect()
-        await client.say(post(b"last", LAST).replace(b"HTTP/1.1", version))
+        await client.say(post(b"last", [*SDK, (b"Connection", wish)]).replace(b"HTTP/1.1", version))
         assert (await client.hear()).get(b"connection") == b"close"
         await client.closed()
     assert len(past) == (2 if version == b"HTTP/1.1" else 0)

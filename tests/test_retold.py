@@ -1,10 +1,11 @@
 """An answer is heard within a bound and told anew, with nothing said of it that was true of the old bytes alone."""
 
 from functools import partial
+from threading import current_thread
 
 import pytest
 
-from proxy.aside import Aside
+from proxy.aside import MOST_AT_ONCE, Aside
 from proxy.errors import Pairs, UpstreamUnreachable
 from proxy.exchange import Answer, Sink
 from proxy.retold import Gatherer, Retold, retold, told_anew
@@ -111,6 +112,12 @@ async def test_an_answer_that_unpacks_too_large_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("length", "thread"), [(MOST_AT_ONCE, "MainThread"), (MOST_AT_ONCE + 1, "oxy-json_0")])
+async def test_a_long_answer_is_told_beside_the_loop(length: int, thread: str) -> None:
+    told = await told_anew(lambda _: current_thread().name.encode(), Aside(PLENTY), b"x" * length, b"")
+    assert told == thread.encode()
+
+
 async def test_an_answer_of_the_largest_size_is_told() -> None:
     assert (await retold(Told(b"12345", b"67890"), echo, unheard)).take() == b"<1234567890>"
 
