@@ -95,11 +95,12 @@ async def reach(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket
 async def resolved(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[AddressInfo]:
     """Return the addresses of a host, be it a name or an address, that in brackets or not. Raises `OSError`.
 
-    Many who ask at once are one for the resolver: the loop has four threads for it, in which they would queue.
+    Many who ask at once are one for the resolver: the loop has four threads for it, in which they would queue. But
+    nobody joins a lookup that takes long already: a question of the resolver's may have been lost.
     """
     lookups = _lookups.setdefault(loop, {})
     if (host, port) not in lookups:
-        lookups[host, port] = Fresh(partial(_look_up, host.strip("[]"), port), GOOD_FOR)
+        lookups[host, port] = Fresh(partial(_look_up, host.strip("[]"), port), GOOD_FOR, patience=GOOD_FOR)
     return await lookups[host, port]()
 
 

@@ -87,3 +87,30 @@ async def test_an_end_of_the_asking_itself_lets_the_next_one_ask(source: Source)
         await asking
     source.let.set()
     assert await fresh() == 2
+
+
+async def test_nobody_joins_what_was_asked_for_long_ago() -> None:
+    lets, asked = [asyncio.Event(), asyncio.Event()], 0
+
+    async def ask() -> int:
+        nonlocal asked
+        asked += 1
+        mine = asked
+        await lets[mine - 1].wait()
+        if mine == 1:
+            raise OSError("lost on the way")
+        return mine
+
+    fresh = Fresh(ask, 60, patience=0.05)
+    early = asyncio.create_task(fresh())
+    await asyncio.sleep(0.06)
+    late = asyncio.create_task(fresh())
+    await asyncio.sleep(0)
+    lets[0].set()
+    with pytest.raises(OSError, match="lost"):
+        await early
+    last = asyncio.create_task(fresh())
+    await asyncio.sleep(0)
+    lets[1].set()
+    assert await asyncio.gather(late, last) == [2, 2]
+    assert asked == 2
