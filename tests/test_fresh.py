@@ -112,5 +112,5 @@ async def test_nobody_joins_what_was_asked_for_long_ago() -> None:
     last = asyncio.create_task(fresh())
     await asyncio.sleep(0)
     lets[1].set()
-    assert await asyncio.gather(late, last) == [2, 2]
+    assert [await late, await last] == [2, 2]
     assert asked == 2
