@@ -19,6 +19,7 @@ from proxy.dial import unheard, unread
 from proxy.errors import Pairs
 from proxy.exchange import Body, Timeouts
 from proxy.headers import LOWER_CASE, NO_BODY, in_lower_case
+from proxy.pace import gaps
 
 HIGH_WATER = 64 * 1024  # bytes of an answer that wait for the client before the upstream is no longer read
 UNHEARD = 60.0  # seconds after which an upstream that does not even acknowledge what was sent is gone
@@ -115,6 +116,8 @@ class Connection(asyncio.Protocol):
 
     def expect(self, timeout: float | None) -> None:
         """Let something be heard within so many seconds; a head cannot be late while its request is under way."""
+        if gaps.wanted:
+            gaps.begin()
         if timeout is None or (self._uploader is not None and self._in_head):
             return
         self.deadline = self.loop.time() + timeout

@@ -2,19 +2,21 @@
 
 It keeps the loop waiting: with the interpreter's lock for up to 5 ms at a time (sys.getswitchinterval), without it,
 where the two share a core, for the scheduler's slice of some 3 ms. Both delay the exchanges that come meanwhile. So it
-works in slices of a few tenths of a millisecond, and sleeps behind each for twice as long as that took, so that few
-exchanges are met by two of them. On a machine that is twice as fast, all of this is half as long.
+works in slices of some 50 us, and begins each when the loop has just sent something on and waits for what the upstream
+says next (`Gaps`): that takes as long in most cases, and then the slice has met nobody.
 
-Where the process has no rest at all, whoever comes waits for others in any case. There a slice is longer: to change to
-the other thread and back costs as much as a third of a short one.
+Where the process has no rest at all, whoever comes waits for others in any case. There a slice is longer, with a sleep
+behind it: to change to the other thread and back costs as much as half of a short one.
 """
 
 import time
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import TypeVar
 
-LONGEST = 0.0005  # seconds; a slice may have waited for others
-LONGER = 4
+LONGEST = 0.0005  # seconds without a gap: nothing is sent, or by another way than ours
+BREATH = 0.0005  # seconds at most behind a longer slice, which may have waited for others
+LONGER = 8
 FULL = 0.97  # of a core
 WINDOW = 0.1  # seconds
 
@@ -37,15 +39,42 @@ class Load:
         return self._full
 
 
+class Gaps:
+    """Moments in which the loop begins to wait. `wanted` is whether a thread waits for one."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._gate = Lock()
+        self._gate.acquire()
+
+    def begin(self) -> None:
+        """Let a thread that waits go on. Called by the loop's thread alone, of which a process has one."""
+        self.wanted = False
+        if self._gate.locked():
+            self._gate.release()
+
+    def wait(self, longest: float) -> None:
+        """Wait for the next one, so many seconds at most. One that began a moment too late for another counts."""
+        self.wanted = True
+        self._gate.acquire(timeout=longest)
+        self.wanted = False
+
+
+gaps = Gaps()
 _load = Load()
 
 
 def in_slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Give the items so many at a time, or four times as many, see above, with a breath behind each slice."""
+    """Give the items so many at a time, each slice in a gap; or eight times as many, see above."""
     first = 0
     while first < len(items):
         began = time.perf_counter()
-        end = first + size * (LONGER if _load.is_full(began) else 1)
-        yield items[first:end]
+        if _load.is_full(began):
+            end = first + size * LONGER
+            yield items[first:end]
+            time.sleep(min(2 * (time.perf_counter() - began), BREATH))
+        else:
+            gaps.wait(LONGEST)
+            end = first + size
+            yield items[first:end]
         first = end
-        time.sleep(min(2 * (time.perf_counter() - began), LONGEST))

@@ -2,6 +2,7 @@
 
 import math
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -14,9 +15,14 @@ from proxy.exchange import Exchange
 from proxy.history import History
 from proxy.ledger import BATCH, SPELLED_AT_ONCE, TOLD_AT_ONCE, Ledger
 from proxy.metrics import Metrics
-from proxy.pace import Load, in_slices
+from proxy.pace import Gaps, Load, gaps, in_slices
+from proxy.pool import Pool
 from proxy.redaction import Redaction
+from tests.peers import Upstream, answer
+from tests.test_connection import ask, far
 from tests.test_history import written
+
+__all__ = ["far"]
 
 PATIENCE = 20.0
 
@@ -53,17 +59,17 @@ def keeping(tmp_path: Path) -> Work:
         (keeping, BATCH // history.SLICE + 3),
     ],
 )
-def test_it_breathes_between_slices(
+def test_each_slice_waits_for_a_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[Path], Work], breaths: int
 ) -> None:
     monkeypatch.setattr(pace, "FULL", math.inf)
     monkeypatch.setattr(pace, "WINDOW", 0)
     begun = work(tmp_path)
     taken: list[float] = []
-    monkeypatch.setattr(time, "sleep", taken.append)
+    monkeypatch.setattr(gaps, "wait", taken.append)
     begun()
     assert len(taken) >= breaths
-    assert all(taken)
+    assert set(taken) == {pace.LONGEST}
 
 
 def test_in_longer_slices_too_the_history_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,15 +84,69 @@ def test_in_longer_slices_too_the_history_gets_all_of_it(tmp_path: Path, monkeyp
     assert [lines, *sums] == [BATCH] * 3
 
 
-@pytest.mark.parametrize(("full", "lengths"), [(math.inf, [3, 3, 3, 3, 3]), (0, [12, 3])])
-def test_where_the_process_has_no_rest_a_slice_is_longer(
-    monkeypatch: pytest.MonkeyPatch, full: float, lengths: list[int]
+@pytest.mark.parametrize(
+    ("full", "lengths", "waits", "breaths"), [(math.inf, [3] * 10, 10, 0), (0, [24, 6], 0, 2)], ids=["rest", "none"]
+)
+def test_where_the_process_has_no_rest_a_slice_is_longer_and_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, full: float, lengths: list[int], waits: int, breaths: int
 ) -> None:
     monkeypatch.setattr(pace, "FULL", full)
     monkeypatch.setattr(pace, "WINDOW", 0)
-    slices = [*in_slices(range(15), 3)]
+    waited: list[float] = []
+    slept: list[float] = []
+    monkeypatch.setattr(gaps, "wait", waited.append)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    slices = [*in_slices(range(30), 3)]
     assert [len(some) for some in slices] == lengths
-    assert [item for some in slices for item in some] == [*range(15)]
+    assert [item for some in slices for item in some] == [*range(30)]
+    assert (len(waited), len(slept)) == (waits, breaths)
+    assert all(0 < pause <= pace.BREATH for pause in slept)
+
+
+def test_who_waits_for_a_gap_goes_on_when_one_begins_and_not_before() -> None:
+    some, over = Gaps(), threading.Event()
+
+    def work() -> None:
+        some.wait(PATIENCE)
+        over.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while not some.wanted:
+        time.sleep(0.001)
+    assert not over.wait(0.02)
+    some.begin()
+    assert over.wait(PATIENCE)
+    worker.join()
+    assert not some.wanted
+
+
+def test_without_a_gap_it_goes_on_all_the_same() -> None:
+    some = Gaps()
+    some.wait(0.001)
+    assert not some.wanted
+
+
+def test_a_gap_may_begin_at_any_moment() -> None:
+    some = Gaps()
+
+    def work() -> None:
+        for _ in range(20_000):
+            some.wait(0)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        some.begin()
+    worker.join()
+
+
+async def test_the_loop_has_a_gap_when_it_has_sent_a_call(far: Pool, upstream: Upstream) -> None:
+    upstream.says(answer())
+    gaps.wanted = True
+    heard = await ask(far)
+    assert not gaps.wanted
+    await heard.close()
 
 
 def test_it_has_none_while_it_takes_a_whole_core(monkeypatch: pytest.MonkeyPatch) -> None:
