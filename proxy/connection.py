@@ -91,6 +91,8 @@ class Connection(asyncio.Protocol):
             self._sent = True
         else:
             self._uploader = self.loop.create_task(self._upload(answer, body, len(first), timeouts.write))
+        if gaps.wanted:
+            gaps.begin()
         try:
             await answer.head()
             if answer.complete and answer.problem is not None:
@@ -116,8 +118,6 @@ class Connection(asyncio.Protocol):
 
     def expect(self, timeout: float | None) -> None:
         """Let something be heard within so many seconds; a head cannot be late while its request is under way."""
-        if gaps.wanted:
-            gaps.begin()
         if timeout is None or (self._uploader is not None and self._in_head):
             return
         self.deadline = self.loop.time() + timeout

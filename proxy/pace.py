@@ -2,8 +2,8 @@
 
 It keeps the loop waiting: with the interpreter's lock for up to 5 ms at a time (sys.getswitchinterval), without it,
 where the two share a core, for the scheduler's slice of some 3 ms. Both delay the exchanges that come meanwhile. So it
-works in slices of some 50 us, and begins each when the loop has just sent something on and waits for what the upstream
-says next (`Gaps`): that takes as long in most cases, and then the slice has met nobody.
+works in slices of some 50 us, and begins each when the loop has just sent a call and waits for the answer (`Gaps`):
+that takes as long at least, in most cases, and then the slice has met nobody.
 
 Where the process has no rest at all, whoever comes waits for others in any case. There a slice is longer, with a sleep
 behind it: to change to the other thread and back costs as much as half of a short one.
