@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import TypeVar
 
-LONGEST = 0.0005  # seconds without a gap: nothing is sent, or by another way than ours
+LONGEST = 0.0005  # seconds to wait for a gap
 BREATH = 0.0005  # seconds at most behind a longer slice, which may have waited for others
 LONGER = 8
 FULL = 0.97  # of a core
@@ -44,6 +44,7 @@ class Gaps:
 
     def __init__(self) -> None:
         self.wanted = False
+        self._come = True  # whether one came when it was waited for last
         self._gate = Lock()
         self._gate.acquire()
 
@@ -53,10 +54,13 @@ class Gaps:
         if self._gate.locked():
             self._gate.release()
 
-    def wait(self, longest: float) -> None:
-        """Wait for the next one, so many seconds at most. One that began a moment too late for another counts."""
+    def wait(self, worked: float) -> None:
+        """Wait for the next one, half a millisecond at most; where none came of late, twice as long as was worked.
+
+        One that began a moment too late for another counts.
+        """
         self.wanted = True
-        self._gate.acquire(timeout=longest)
+        self._come = self._gate.acquire(timeout=LONGEST if self._come else min(2 * worked, LONGEST))
         self.wanted = False
 
 
@@ -66,15 +70,13 @@ _load = Load()
 
 def in_slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Give the items so many at a time, each slice in a gap; or eight times as many, see above."""
-    first = 0
+    first, worked = 0, 0.0
     while first < len(items):
-        began = time.perf_counter()
-        if _load.is_full(began):
-            end = first + size * LONGER
-            yield items[first:end]
-            time.sleep(min(2 * (time.perf_counter() - began), BREATH))
-        else:
-            gaps.wait(LONGEST)
-            end = first + size
-            yield items[first:end]
-        first = end
+        full = _load.is_full(time.perf_counter())
+        if not full:
+            gaps.wait(worked)
+        began, end = time.perf_counter(), first + size * (LONGER if full else 1)
+        yield items[first:end]
+        first, worked = end, time.perf_counter() - began
+        if full:
+            time.sleep(min(2 * worked, BREATH))

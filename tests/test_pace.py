@@ -69,7 +69,7 @@ def test_each_slice_waits_for_a_gap(
     monkeypatch.setattr(gaps, "wait", taken.append)
     begun()
     assert len(taken) >= breaths
-    assert set(taken) == {pace.LONGEST}
+    assert any(taken)
 
 
 def test_in_longer_slices_too_the_history_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,11 +103,12 @@ def test_where_the_process_has_no_rest_a_slice_is_longer_and_waits_for_nobody(
     assert all(0 < pause <= pace.BREATH for pause in slept)
 
 
-def test_who_waits_for_a_gap_goes_on_when_one_begins_and_not_before() -> None:
+def test_who_waits_for_a_gap_goes_on_when_one_begins_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LONGEST", PATIENCE)
     some, over = Gaps(), threading.Event()
 
     def work() -> None:
-        some.wait(PATIENCE)
+        some.wait(0)
         over.set()
 
     worker = threading.Thread(target=work)
@@ -121,13 +122,19 @@ def test_who_waits_for_a_gap_goes_on_when_one_begins_and_not_before() -> None:
     assert not some.wanted
 
 
-def test_without_a_gap_it_goes_on_all_the_same() -> None:
+def test_without_gaps_it_goes_on_and_waits_no_longer_than_twice_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
     some = Gaps()
-    some.wait(0.001)
+    some.wait(0.0)
+    monkeypatch.setattr(pace, "LONGEST", PATIENCE)
+    began = time.monotonic()
+    for _ in range(3):
+        some.wait(0.001)
+    assert time.monotonic() - began < PATIENCE
     assert not some.wanted
 
 
-def test_a_gap_may_begin_at_any_moment() -> None:
+def test_a_gap_may_begin_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LONGEST", 0)
     some = Gaps()
 
     def work() -> None:
