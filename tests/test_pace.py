@@ -133,6 +133,25 @@ def test_without_gaps_it_goes_on_and_waits_no_longer_than_twice_its_work(monkeyp
     assert not some.wanted
 
 
+def test_where_none_came_of_late_the_next_one_is_waited_for_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    some, begun = Gaps(), threading.Event()
+    some.wait(0.0)
+    monkeypatch.setattr(pace, "LONGEST", PATIENCE)
+
+    def begin() -> None:
+        while not some.wanted:
+            time.sleep(0.001)
+        time.sleep(0.02)
+        begun.set()
+        some.begin()
+
+    loop = threading.Thread(target=begin)
+    loop.start()
+    some.wait(PATIENCE)
+    assert begun.is_set()
+    loop.join()
+
+
 def test_a_gap_may_begin_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "LONGEST", 0)
     some = Gaps()
