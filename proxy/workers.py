@@ -27,6 +27,7 @@ LOOK = 0.1  # seconds
 YOUNG = 5.0  # seconds; one that dies before has hardly served
 LONGEST_PAUSE = 30.0  # seconds before another takes the place of one that died young
 LAST_WORDS = 10.0  # seconds; the ledger takes five at most
+REPLACE = getattr(signal, "SIGHUP", signal.SIGINT)  # Windows has none
 
 log = logging.getLogger("oxy")
 
@@ -222,14 +223,16 @@ class Workers(Multiprocess):
             running[0].process.join(LOOK)
 
     def _started(self) -> Worker | None:
-        """Start a worker, which never hears of Ctrl-C: a terminal sends that to all, and what comes of it we say.
+        """Start a worker, which never hears of Ctrl-C and SIGHUP: what comes of them we say.
 
-        Return None, and say so once, where the system has no room for it.
+        A terminal sends the one to all, `systemctl kill` the other. Return None, and say so once, where the system has
+        no room for it.
         """
         try:
-            resource_tracker.ensure_running()  # else `start` would do it, and let the signal through
+            with withheld(REPLACE):
+                resource_tracker.ensure_running()  # else `start` would do it, and let Ctrl-C through
             worker = Worker(self.config, self.sockets)
-            with no_ctrl_c():
+            with withheld(signal.SIGINT, REPLACE):
                 worker.start()
         except OSError as problem:
             if not self._stuck:
@@ -277,10 +280,10 @@ class Workers(Multiprocess):
 
 
 @contextmanager
-def no_ctrl_c() -> Iterator[None]:
-    """Hold SIGINT back meanwhile, and for good in processes that are started meanwhile. Windows has no such way."""
+def withheld(*numbers: signal.Signals) -> Iterator[None]:
+    """Hold signals back meanwhile, and for good in processes that are started meanwhile. Windows has no such way."""
     hold = getattr(signal, "pthread_sigmask", lambda *_: ())
-    before = hold(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
+    before = hold(getattr(signal, "SIG_BLOCK", 0), numbers)
     try:
         yield
     finally:

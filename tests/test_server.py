@@ -550,6 +550,21 @@ def test_workers_that_are_replaced_finish_what_they_have_and_orders_are_heard_me
 
 
 @pytest.mark.untraced
+def test_sighup_that_is_sent_to_all_processes_tears_nothing(run: Run, listener: socket.socket) -> None:
+    # As `systemctl kill -s HUP oxy` does.
+    process = run("--workers", "2", "--target", local_url(listener))
+    assert any(len(process.workers) == 2 for _ in polls())
+    with streaming(process, listener) as (client, there):
+        process.tell(signal.SIGHUP, all_of_it=True)
+        assert any(" SIGHUP: all 2 workers are new" in process.errors for _ in polls())
+        there.sendall(chunked(b"two", b""))
+        assert rest(client) == chunked(b"two", b"")
+    process.tell(signal.SIGTERM)
+    assert process.status() == 0
+    assert "resource_tracker" not in process.errors
+
+
+@pytest.mark.untraced
 def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(run: Run, listener: socket.socket) -> None:
     process = run("--workers", "2", "--target", local_url(listener))
     assert any(len(process.workers) == 2 for _ in polls())

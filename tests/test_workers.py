@@ -234,19 +234,20 @@ def test_who_is_told_to_stop_starts_no_more(troupe: Callable[[], Workers], handl
     assert pids(some) == [1, 2]
 
 
-def test_while_one_starts_ctrl_c_waits_and_never_reaches_it(
+def test_while_one_starts_ctrl_c_and_sighup_wait_and_never_reach_it(
     troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[bool] = []
 
     def start(self: object) -> None:
-        held.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))  # a process inherits that
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a process inherits that
+        held.append({signal.SIGINT, signal.SIGHUP} <= mask)
 
     monkeypatch.setattr(Puppet, "start", start)
     some = troupe()
     some.handle_ttin()
     assert held == [True] * 3
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not {signal.SIGINT, signal.SIGHUP} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 class NoRoom(Puppet):
