@@ -120,8 +120,10 @@ def demo() -> dict[str, str]:
         "OPENAI_API_KEY": UPSTREAM_KEY,
         "PROXY_X_API_KEY": CLIENT_KEY,
         "SECURITY_KEY": "",
+        "PROXY_KEY_NAMES": "",
         "PROXY_OPEN": "",
         "PROXY_ENDPOINTS": "",
+        "PROXY_HISTORY": "",  # what is said for nothing is nobody's usage
     }
 
 

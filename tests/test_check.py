@@ -290,13 +290,18 @@ class Box:
                 kept = b""
 
 
-async def test_the_demo_is_heard_word_by_word(capsys: pytest.CaptureFixture[str], here: int) -> None:
+async def test_the_demo_is_heard_word_by_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: int, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROXY_KEY_NAMES", "alice,bob")  # of a proxy whose place the demo takes
+    monkeypatch.setenv("PROXY_HISTORY", str(tmp_path / "history.sqlite"))
     found = await checked(capsys, "--demo", "--idle", "1")
     assert found.status == 0
     assert [check for check, _ in found.marks] == ["settings", "port", "tcp", "key", "head", "stream", "idle"]
     assert found["key"]["place"] == f"http://127.0.0.1:{here}"
     assert found["key"]["said"] == "PROXY_X_API_KEY is accepted"
     assert found.errors == "", "the demo's own log is nobody's"
+    assert not (tmp_path / "history.sqlite").exists(), "nor is it anybody's usage"
     socket.create_server(("127.0.0.1", here)).close()  # nothing is left behind
 
 

@@ -858,6 +858,7 @@ def test_the_curl_line_that_the_demo_prints_streams_words(run: Run, tmp_path: Pa
     # Whatever stands in the way of other proxies, the demo works as printed.
     others = {"OXY_TARGET": "ftp://nowhere", "OPENAI_API_KEY": "", "SECURITY_KEY": UPSTREAM_KEY, "PROXY_ENDPOINTS": "/"}
     others |= {"http_proxy": NOBODY, "ALL_PROXY": NOBODY, "AZURE_OPENAI_API_KEY": "another", "PROXY_AZURE": "v1"}
+    others |= {"PROXY_KEY_NAMES": "alice,bob", "PROXY_HISTORY": "history.sqlite"}
     process = run("--demo", PROXY_OPEN="1", **others)
     curl = paragraph(process.output, "curl")
     asked = subprocess.run(["sh", "-c", curl], capture_output=True, timeout=PATIENCE)
@@ -867,6 +868,7 @@ def test_the_curl_line_that_the_demo_prints_streams_words(run: Run, tmp_path: Pa
     process.tell(signal.SIGINT)
     assert process.status() == 0
     assert process.news == []
+    assert not (tmp_path / "history.sqlite").exists()
 
 
 def test_the_invitation_can_be_pasted() -> None:
