@@ -119,6 +119,18 @@ def test_each_fact_is_counted(
     assert value(metrics, name, **labels) == amount
 
 
+def test_what_an_alert_waits_for_is_there_at_nothing_before_it_happens(metrics: Metrics) -> None:
+    # Prometheus sees no rise in a series that is new: of a first burst of 503, or a first fault, it would tell nobody.
+    metrics.write([written()])
+    assert value(metrics, "oxy_refusals_total", **RELAY, result="proxy_overloaded") == 0
+    for status_class in ("2xx", "5xx"):
+        fault = {**ENDED, "status_class": status_class, "result": "internal_error"}
+        assert value(metrics, "oxy_exchanges_total", **fault) == 0
+    metrics.write([written(result="internal_error"), written(result="proxy_overloaded", status=503)])
+    assert value(metrics, "oxy_exchanges_total", **{**ENDED, "result": "internal_error"}) == 1
+    assert value(metrics, "oxy_refusals_total", **RELAY, result="proxy_overloaded") == 1
+
+
 def test_figures_add_up_over_batches(metrics: Metrics) -> None:
     metrics.write([written(bytes_in=1), written(bytes_in=2)])
     metrics.write([])
@@ -382,7 +394,7 @@ def test_the_alerts_ask_for_series_and_labels_that_exist() -> None:
     alerts = re.findall(
         r"^\| `(.+ > .+)` \|", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert len(alerts) == 6
+    assert len(alerts) == 7
     known = labels_by_name()
     assert all(asked_by(alert, known) for alert in alerts)
 
