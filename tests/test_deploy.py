@@ -58,6 +58,14 @@ def test_the_manifest_has_each_of_its_documents_once() -> None:
     assert MANIFEST.count("readOnlyRootFilesystem: true") == 1
 
 
+def test_prometheus_shows_the_token_that_the_metrics_want() -> None:
+    monitor = MANIFEST.rpartition("\n---\n")[2]
+    assert re.search(
+        r"^      authorization:.*\n        credentials: {name: oxy, key: ACCESS_TOKEN}$", monitor, re.MULTILINE
+    )
+    assert "--from-literal=ACCESS_TOKEN=" in MANIFEST
+
+
 def test_compose_understands_its_file(tmp_path: Path) -> None:
     if "compose" not in run("docker", "--help"):
         pytest.skip("docker has no compose here")
