@@ -4,16 +4,19 @@ import argparse
 import asyncio
 import http.client
 import json
+import os
 import ssl
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TextIO
 
 from proxy import __version__, values
 from proxy.access import Access
 from proxy.probes import MODELS, Place, Step
+from proxy.recall import NoHistory, Recall
 from proxy.redaction import Redaction
 from proxy.server import ALL_INTERFACES, CannotListen, listen, local_url, serving
 from proxy.settings import BadSettings, Settings
@@ -23,6 +26,7 @@ from proxy.verdicts import Trouble
 BOUND = 20.0  # seconds for everything
 SILENCE = 5  # seconds of it, where no other number is asked for
 DEMO_MODEL = "gpt-4o-mini"
+NOT_KEPT = "Until that is mended, calls go on, but log pages and `oxy usage` know nothing of them."
 TAKEN = "The demo has to take its place: stop it for a moment, or, without --through, name another port with --port."
 
 
@@ -92,8 +96,9 @@ def parser(described: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oxy check",
         parents=[described],
-        description="Look at settings, port, DNS, TCP, TLS, key and streaming, and say what to do where something is "
-        "wrong. It takes 20 seconds at most, and costs nothing unless --stream is given. Exit status 0: all is well.",
+        description="Look at settings, history, port, DNS, TCP, TLS, key and streaming, and say what to do where "
+        "something is wrong. It takes 20 seconds at most, and costs nothing unless --stream is given. Exit status 0: "
+        "all is well.",
     )
     parser.add_argument(
         "--through",
@@ -127,6 +132,8 @@ async def look(options: argparse.Namespace, read: Read, report: Report) -> None:
     report.tell(Finding(check="settings", ok=True, said=f"mode {settings.mode}, target {settings.target}"))
     for note in settings.notes:
         report.tell(Finding(check="settings", ok=False, said=note, advice="It is not read. Correct or remove it."))
+    if settings.history is not None:
+        report.tell(kept(settings.history))
     idle = options.idle or SILENCE
     give_up = asyncio.get_running_loop().time() + BOUND + max(0, idle - SILENCE)
     with port(settings, report, options) as served:
@@ -137,6 +144,23 @@ async def look(options: argparse.Namespace, read: Read, report: Report) -> None:
                 await take(steps, str(place.target), report, give_up)
             finally:
                 await place.aclose()
+
+
+def kept(path: Path) -> Finding:
+    """See whether the history can go on, or be begun, where it is to be; nothing is written there."""
+    folder = path.absolute().parent
+    try:
+        there = path.exists()
+        if path.is_dir() or not folder.is_dir():
+            raise NoHistory(f"{path} is a folder" if path.is_dir() else f"there is no folder {folder}")
+        if there and path.stat().st_size:
+            Recall(path).latest()
+        for place in (folder, path) if there else (folder,):
+            if not os.access(place, os.W_OK):
+                raise NoHistory(f"this user may not write to {place}")
+    except (NoHistory, OSError) as problem:
+        return Finding(check="history", ok=False, said=str(problem), advice=NOT_KEPT)
+    return Finding(check="history", ok=True, said=f"{path} {'goes on' if there else 'can be begun'}")
 
 
 async def take(steps: Iterator[Step], place: str, report: Report, give_up: float) -> None:

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +18,10 @@ import pytest
 from proxy import check as checking
 from proxy import demo, probes
 from proxy.__main__ import main
-from proxy.check import Finding, Report, marks
+from proxy.check import NOT_KEPT, Finding, Report, kept, marks
 from proxy.server import listen, local_url, serving
 from proxy.settings import Settings, load
+from proxy.tables import OURS, opened
 from proxy.values import target
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY
 from tests.peers import PATIENCE, Upstream, answer, free_port
@@ -135,6 +137,58 @@ def test_a_key_in_a_text_of_others_is_masked() -> None:
 def test_a_terminal_without_a_tick_gets_letters() -> None:
     latin = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     assert marks(latin) == {True: "+", False: "x", None: "-"}
+
+
+# ---- the history
+
+
+def histories(folder: Path) -> dict[str, tuple[Path, str | None]]:
+    """A place for the history of each kind, and what is wrong with it."""
+    (folder / "mine").touch()
+    (folder / "text").write_text("This is no database. " * 100)
+    opened(folder / "ours").close()
+    with closing(sqlite3.connect(folder / "older")) as db:
+        db.executescript(f"CREATE TABLE entries (x); PRAGMA application_id = {OURS - 1}")
+    return {
+        "new": (folder / "new", None),
+        "empty": (folder / "mine", None),
+        "ours": (folder / "ours", None),
+        "a folder": (folder, "is a folder"),
+        "no folder": (folder / "none" / "new", "there is no folder"),
+        "no database": (folder / "text", "file is not a database"),
+        "an older one": (folder / "older", "is not a history of this version of Oxy; move it away"),
+        "no name": (folder / ("x" * 300), "File name too long"),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["new", "empty", "ours", "a folder", "no folder", "no database", "an older one", "no name"]
+)
+def test_whether_the_history_can_be_kept(tmp_path: Path, kind: str) -> None:
+    path, wrong = histories(tmp_path)[kind]
+    found = kept(path)
+    assert found.ok is (wrong is None)
+    assert (wrong or str(path)) in found.said
+    assert found.advice == ("" if wrong is None else NOT_KEPT)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["new", "ours"])
+def test_a_history_that_this_user_may_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    opened(tmp_path / "ours").close()
+    forbidden = tmp_path if name == "new" else tmp_path / "ours"
+    monkeypatch.setattr("os.access", lambda place, _: place != forbidden)
+    assert kept(tmp_path / name).said == f"this user may not write to {forbidden}"
+
+
+async def test_a_history_that_cannot_be_kept_is_no_good_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: int, upstream: Upstream
+) -> None:
+    upstream.says(answer())
+    monkeypatch.setenv("PROXY_HISTORY", "/nowhere/history.sqlite")
+    found = await checked(capsys, "--target", upstream.url)
+    assert found.status == 1
+    assert found.marks[:3] == [("settings", True), ("history", False), ("port", True)]
 
 
 # ---- the port
