@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
+
+from proxy.values import belong_together
 
 STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
 # How a worker is told to stop again: neither a terminal nor who stops a service sends that. Windows has none.
@@ -78,6 +81,10 @@ class Worker(Process):
         # uvicorn raises the signal that ended it once more: by the system's handler what waits for stderr were lost.
         for number in STOPS:
             signal.signal(number, self.server.handle_exit)
+        certificate, key = self.config.ssl_certfile, self.config.ssl_keyfile
+        if certificate and key and not belong_together(Path(certificate), Path(key)):
+            log.error("PROXY_TLS_CERT and PROXY_TLS_KEY cannot be read by now, or do not belong together")
+            sys.exit(1)
         super().target(sockets)
 
     def is_well(self, patience: float) -> bool:
@@ -163,7 +170,7 @@ class Workers(Multiprocess):
                 new.kill()
                 new.join()
                 if not self._orders.is_set():
-                    log.error("worker %s was not ready in time; the old ones from %s on stay", new.pid, old.pid)
+                    log.error("worker %s did not begin to serve; the old ones from %s on stay", new.pid, old.pid)
                 return
             self.processes[place] = new
             self._retire(old)

@@ -324,6 +324,12 @@ def test_workers_that_are_replaced_show_the_certificate_that_is_there_by_then(ru
     process.tell(signal.SIGHUP)
     assert any(" SIGHUP: all 2 workers are new" in process.errors for _ in polls())
     assert any(ssl.get_server_certificate(("127.0.0.1", process.port)) != old for _ in polls()), "nobody looked"
+    shown.write_text("no certificate")
+    process.tell(signal.SIGHUP)
+    assert any(" did not begin to serve; the old ones from " in process.errors for _ in polls())
+    assert "PROXY_TLS_CERT and PROXY_TLS_KEY cannot be read by now" in process.errors
+    assert "Traceback" not in process.errors
+    assert ssl.get_server_certificate(("127.0.0.1", process.port)) != old
 
 
 # ---- an ordered stop

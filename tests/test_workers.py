@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -342,7 +343,7 @@ def test_a_new_worker_that_is_not_ready_leaves_the_old_ones(
     monkeypatch.setattr(Puppet, "ready", False)
     some.restart_all()
     assert pids(some) == [1, 2]
-    assert told == ["worker 3 was not ready in time; the old ones from 1 on stay"]
+    assert told == ["worker 3 did not begin to serve; the old ones from 1 on stay"]
 
 
 def test_an_order_to_stop_ends_the_replacing_in_silence(
@@ -451,6 +452,21 @@ def test_a_worker_serves_with_the_server_that_it_tells_of(handlers: Handlers, mo
         workers.AT_ONCE: worker.server.end_at_once,
         **dict.fromkeys(workers.STOPS, worker.server.handle_exit),
     }
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_worker_that_finds_a_certificate_which_is_none_says_so_and_ends(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[object] = []
+    monkeypatch.setattr(Process, "target", lambda self, sockets: served.append(self))
+    good, none = Path(__file__).with_name("listener.pem"), Path(__file__)
+    Worker(uvicorn.Config("app", ssl_certfile=good, ssl_keyfile=good), []).target([])
+    assert len(served) == 1
+    with pytest.raises(SystemExit) as ended:
+        Worker(uvicorn.Config("app", ssl_certfile=none, ssl_keyfile=good), []).target([])
+    assert (ended.value.code, len(served)) == (1, 1)
+    assert told == ["PROXY_TLS_CERT and PROXY_TLS_KEY cannot be read by now, or do not belong together"]
 
 
 def test_one_that_hangs_beyond_the_grace_time_is_ended(troupe: Callable[[], Workers], handlers: Handlers) -> None:
