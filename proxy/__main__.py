@@ -35,10 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     """
     occupy_standard_streams()
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
-    if command == "usage":
-        return tell_usage(rest[:-1])
-    if command == "check":
-        return check(rest[:-1], described(), settings_of, sys.stdout)
+    try:
+        if command == "usage":
+            return tell_usage(rest[:-1])
+        if command == "check":
+            return check(rest[:-1], described(), settings_of, sys.stdout)
+    except BrokenPipeError:  # its reader, such as `head`, has enough
+        sys.stdout = None  # to which the interpreter would write the rest
+        return 1
     options = parser().parse_args(arguments)
     try:
         settings = settings_of(options)
@@ -65,7 +69,7 @@ def occupy_standard_streams() -> None:
 def tell_usage(arguments: list[str]) -> int:
     """Print who used how many tokens; return the exit status: 1 where there is no history to read."""
     try:
-        print(usage(arguments, history(os.environ, Path.cwd())))
+        print(usage(arguments, history(os.environ, Path.cwd())), flush=True)
     except (BadSettings, NoHistory) as problem:
         print(f"oxy usage: {problem}", file=sys.stderr)
         return 2 if isinstance(problem, BadSettings) else 1

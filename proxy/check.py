@@ -74,7 +74,8 @@ class Report:
         ok = all(finding.ok for finding in self.findings)
         if self._as_json:
             findings = [asdict(finding) for finding in self.findings]
-            print(json.dumps({"ok": ok, "version": __version__, "findings": findings}, indent=2), file=self._stream)
+            told = json.dumps({"ok": ok, "version": __version__, "findings": findings}, indent=2)
+            print(told, file=self._stream, flush=True)
         return 0 if ok else 1
 
 

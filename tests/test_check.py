@@ -139,6 +139,24 @@ def test_a_terminal_without_a_tick_gets_letters() -> None:
     assert marks(latin) == {True: "+", False: "x", None: "-"}
 
 
+class Gone(io.StringIO):
+    """A pipe whose reader, such as `head`, has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["check", "--json"], ["usage"]], ids=" ".join)
+def test_a_reader_that_has_enough_ends_it_in_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]
+) -> None:
+    opened(tmp_path / "history").close()
+    monkeypatch.setenv("PROXY_HISTORY", str(tmp_path / "history"))
+    monkeypatch.setenv("OXY_PORT", "none")  # so that there is little to look at
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert main(arguments) == 1
+
+
 # ---- the history
 
 
