@@ -69,7 +69,9 @@ def read(body: bytes) -> tuple[Members, BadRequest | None]:
         reader.read(most=MAX_MEMBERS)
     except json.JSONDecodeError as problem:
         where = f"line {problem.lineno} column {problem.colno}"
-        return reader.members, BadRequest(f"The body is not a JSON object: {problem.msg} at {where}")
+        return reader.members, BadRequest(
+            f"The body is not a JSON object: {problem.msg.removesuffix(' at')} at {where}"
+        )
     except RecursionError:
         reader.complain("nested too deeply")
     return reader.members, BadRequest(reader.complaint) if reader.complaint else None

@@ -162,11 +162,11 @@ def test_a_long_number_keeps_its_digits(digits: str) -> None:
         (b'{"a":1', "The body is not a JSON object: Expecting '}' at line 1 column 7"),
         (b'{"a":1 "b":2}', "The body is not a JSON object: Expecting '}' at line 1 column 8"),
         (b'{"a":01}', "The body is not a JSON object: Expecting '}' at line 1 column 7"),
-        (b'{"a":"b', "The body is not a JSON object: Unterminated string starting at at line 1 column 6"),
+        (b'{"a":"b', "The body is not a JSON object: Unterminated string starting at line 1 column 6"),
         (b'{"a":1} {}', "The body is not a JSON object: Extra data at line 1 column 9"),
         (b'{"a":1}\x00', "The body is not a JSON object: Extra data at line 1 column 8"),
-        (b'{"a":"\x00"}', "The body is not a JSON object: Invalid control character at at line 1 column 7"),
-        (b'{"a":"\n"}', "The body is not a JSON object: Invalid control character at at line 1 column 7"),
+        (b'{"a":"\x00"}', "The body is not a JSON object: Invalid control character at line 1 column 7"),
+        (b'{"a":"\n"}', "The body is not a JSON object: Invalid control character at line 1 column 7"),
         (b'{"a":"\xff"}', "The body is not JSON: byte 6 is not UTF-8"),
         (b'{"a":"\xed\xa0\x80"}', "The body is not JSON: byte 6 is not UTF-8"),  # a surrogate
         (b'{"a":"\xc0\x80"}', "The body is not JSON: byte 6 is not UTF-8"),  # a NUL in two bytes
