@@ -247,12 +247,13 @@ class Connection(asyncio.Protocol):
             self._take_rest(answer, data)
             return
         self._large = self._head_size + len(data) > MAX_HEAD
+        waiting = answer.size
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:  # Excess comes as the former
             self._break(httpx.RemoteProtocolError(str(problem)))
             return
-        if not answer.chunks:  # fields of the head or trailers: the parser keeps what it has of one until it ends
+        if answer.size == waiting:  # fields of the head or trailers: the parser keeps what it has of one until it ends
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
                 self._break(httpx.RemoteProtocolError("The head is too large, or what follows the body"))

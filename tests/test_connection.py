@@ -448,6 +448,19 @@ async def test_trailers_without_an_end_are_given_up(pool: Pool, lines: list[Line
     assert lines[0].closed
 
 
+async def test_trailers_without_an_end_are_given_up_while_something_of_the_body_waits_too(
+    pool: Pool, lines: list[Line]
+) -> None:
+    given = asyncio.create_task(ask(pool))
+    await turns()
+    lines[0].says(STREAM + chunked(b"hi") + b"0\r\nA: ", *[b"x" * 10_000] * 14)
+    waiting = await given  # for a client that does not read
+    assert lines[0].closed
+    assert await waiting.read() == b"hi"
+    with pytest.raises(httpx.RemoteProtocolError, match="too large"):
+        await whole(waiting)
+
+
 async def test_the_framing_of_many_chunks_is_no_large_head(pool: Pool, lines: list[Line]) -> None:
     pieces = [b"2;extension=%s\r\n" % (b"x" * 8000), b"hi\r\n"] * 40
     assert (await answered_by_hand(pool, lines, STREAM, *pieces, chunked(b"")))[2] == b"hi" * 40
