@@ -15,6 +15,7 @@ import logging
 
 from starlette.types import Receive, Scope, Send
 
+from proxy.codings import is_identity
 from proxy.downstream import Downstream
 from proxy.errors import DownstreamClosed, Failure, Overloaded, Stopping, Unforeseen
 from proxy.exchange import LONGEST_ID, Call, Exchange, Request, new_id
@@ -111,7 +112,7 @@ class Gateway:
             if call.retell is not None:
                 answer, hearing = await retold(answer, call.retell, tap.hear), Tap({})
                 exchange.upstream_wait = exchange.elapsed() - called
-            elif exchange.usage_added and tap.streams:
+            elif exchange.usage_added and tap.streams and is_identity(fields.get(b"content-encoding", b"")):
                 answer, hearing = WithoutUsage(answer, tap.hear), Tap({})
             if self._timing:
                 answer.headers = [*answer.headers, server_timing(exchange)]

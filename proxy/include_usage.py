@@ -2,7 +2,8 @@
 
 The one setting that changes a relayed body, off unless the operator wants it: the upstream is asked for one event more,
 which tells the tokens, and that event is taken out of the answer again. The `"usage":null` that the upstream then puts
-into every other event stays there.
+into every other event stays there. A stream that comes compressed, although nobody asked for that, goes on as it is: it
+would wait for ends of events that nobody can see in it.
 """
 
 import json

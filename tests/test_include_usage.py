@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import zlib
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -163,6 +164,25 @@ async def test_the_ledger_hears_of_the_usage_and_the_client_does_not(
     assert heard.get(b"accept-encoding") is None
     (entry,) = Recall(history).newest()
     assert (entry["usage_added"], entry["tokens"]["total"]) == (True, 7)
+
+
+@pytest.mark.parametrize("way", ["fast"], indirect=True)
+async def test_a_stream_that_comes_compressed_unasked_waits_for_no_end_of_an_event(
+    start: Start, upstream: Upstream
+) -> None:
+    coding = zlib.compressobj(wbits=31)
+    word = coding.compress(WORD) + coding.flush(zlib.Z_SYNC_FLUSH)
+    rest = coding.compress(USAGE + DONE) + coding.flush()
+    async with start(PROXY_INCLUDE_USAGE="1") as proxy:
+        client = await proxy.connect()
+        await client.say(request("POST", b"/v1/chat/completions", body=CHAT))
+        thinking = await upstream.accept()
+        await thinking.hear()
+        await thinking.say(STREAM.replace(b"\r\n", b"\r\nContent-Encoding: gzip\r\n", 1), chunked(word))
+        await client.head()
+        assert await client.chunk() == word
+        await thinking.say(chunked(rest, b""))
+        assert await client.chunk() == rest
 
 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)
