@@ -52,6 +52,12 @@ class Veil:
             return Veiled(answer, self)
         return await self._expanded(answer, coding)
 
+    def over_whole(self, headers: Pairs, content: bytes) -> tuple[Pairs, bytes]:
+        """Return the fields and the body of an error that is here, masked. Raises `UpstreamUnreachable` likewise."""
+        headers = self.over_head(headers)
+        decoding = decoder(first(headers, b"content-encoding") or b"")
+        return (headers, self.mask(content)) if decoding is None else self._unfolded(headers, content, decoding)
+
     def mask(self, data: bytes) -> bytes:
         """Return the data with an asterisk for each byte of a secret."""
         for secret in self.secrets:
@@ -71,14 +77,17 @@ class Veil:
         if decoding is None or (length is not None and int(length) > MOST):
             return answer
         content = await gathered(answer, MOST_HELD)
+        return Retold(answer, *self._unfolded(answer.headers, content, decoding))
+
+    def _unfolded(self, headers: Pairs, content: bytes, decoding: Decoder) -> tuple[Pairs, bytes]:
         plain, complete = undone(decoding, content) if len(content) <= MOST else (b"", True)
         masked = self.mask(plain)
         if masked == plain:
-            return Retold(answer, answer.headers, content)
+            return headers, content
         if not complete:
             raise UpstreamUnreachable("The upstream's response is broken off, and has a key in it")
-        kept = [pair for pair in answer.headers if pair[0] not in OF_THE_BYTES or pair[0] == b"content-type"]
-        return Retold(answer, [*kept, (b"content-length", str(len(masked)).encode())], masked)
+        kept = [pair for pair in headers if pair[0] not in OF_THE_BYTES or pair[0] == b"content-type"]
+        return [*kept, (b"content-length", str(len(masked)).encode())], masked
 
 
 def undone(decoding: Decoder, content: bytes) -> tuple[bytes, bool]:

@@ -66,8 +66,7 @@ class WebSockets:
                 await self._pass(exchange, session, call, subprotocols, downstream)
         except Refused as refusal:
             exchange.status, exchange.result = refusal.status, "upstream_api_error"
-            headers, body = self._veil.over_head(refusal.headers), self._veil.mask(refusal.body)
-            await downstream.answer(exchange, refusal.status, headers, body)
+            await downstream.answer(exchange, refusal.status, refusal.headers, refusal.body)
         except Exception as problem:
             failure = understood(exchange, problem)
             note(exchange, failure, started=downstream.accepted)
@@ -92,12 +91,19 @@ class WebSockets:
         downstream: WebSocketDownstream,
     ) -> None:
         waited = exchange.elapsed()
-        async with await self._upstream.open(call, subprotocols) as remote:
+        async with await self._open(call, subprotocols) as remote:
             exchange.upstream_wait = exchange.elapsed() - waited
             await downstream.accept(exchange, public(remote.subprotocol), self._veil.over_head(remote.headers))
             exchange.status, exchange.first_byte = 101, exchange.elapsed()
             await relay(downstream, remote, session)
             exchange.result = "success"
+
+    async def _open(self, call: Call, subprotocols: list[bytes]) -> Remote:
+        """Open the upstream's session. Raises `Refused`, with keys masked, or `Failure`."""
+        try:
+            return await self._upstream.open(call, subprotocols)
+        except Refused as refusal:
+            raise Refused(refusal.status, *self._veil.over_whole(refusal.headers, refusal.body)) from None
 
     async def _shape(self, exchange: Exchange, downstream: WebSocketDownstream) -> tuple[Call, list[bytes]]:
         """Return the call and the subprotocols that go with it. Raises `Failure`."""

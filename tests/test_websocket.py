@@ -1,6 +1,7 @@
 """Sessions over WebSocket, heard at both ends."""
 
 import asyncio
+import gzip
 import json
 import logging
 import os
@@ -171,6 +172,26 @@ async def test_keys_that_an_upstream_says_back_are_masked(start: Start, far: Far
         masked = said.replace(UPSTREAM_KEY.encode(), b"*" * len(UPSTREAM_KEY))
         assert told.body == masked.replace(CLIENT_KEY.encode(), b"*" * len(CLIENT_KEY))
         assert told.headers["X-Debug"] == "*" * len(UPSTREAM_KEY)
+
+
+async def test_a_key_in_a_compressed_refusal_is_masked_and_the_refusal_plain(start: Start, far: Far) -> None:
+    said = f"you said {UPSTREAM_KEY}".encode()
+    async with start(**SWAP) as proxy:
+        far.answers = Response(401, "Unauthorized", Headers([("Content-Encoding", "gzip")]), gzip.compress(said))
+        with pytest.raises(InvalidStatus) as refused:
+            await dial(proxy, key=CLIENT_KEY)
+        told = refused.value.response
+        assert told.body == said.replace(UPSTREAM_KEY.encode(), b"*" * len(UPSTREAM_KEY))
+        assert "Content-Encoding" not in told.headers
+
+
+async def test_of_a_broken_refusal_with_a_key_in_it_no_part_looks_whole(start: Start, far: Far) -> None:
+    async with start(**SWAP) as proxy:
+        broken = gzip.compress(UPSTREAM_KEY.encode())[:-4]
+        far.answers = Response(401, "Unauthorized", Headers([("Content-Encoding", "gzip")]), broken)
+        with pytest.raises(InvalidStatus) as refused:
+            await dial(proxy, key=CLIENT_KEY)
+        assert refused.value.response.status_code == 502
 
 
 async def test_a_key_in_the_head_of_a_session_is_masked(tmp_path: Path) -> None:
