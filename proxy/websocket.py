@@ -95,7 +95,7 @@ class WebSockets:
             exchange.upstream_wait = exchange.elapsed() - waited
             await downstream.accept(exchange, public(remote.subprotocol), self._veil.over_head(remote.headers))
             exchange.status, exchange.first_byte = 101, exchange.elapsed()
-            await relay(downstream, remote, session)
+            await relay(downstream, remote, session, self._veil)
             exchange.result = "success"
 
     async def _open(self, call: Call, subprotocols: list[bytes]) -> Remote:
@@ -143,7 +143,7 @@ def public(subprotocol: str | None) -> str | None:
     return None if subprotocol is None or subprotocol.encode("latin-1").startswith(KEY_ITEM) else subprotocol
 
 
-async def relay(downstream: WebSocketDownstream, remote: Remote, session: Session) -> None:
+async def relay(downstream: WebSocketDownstream, remote: Remote, session: Session, veil: Veil) -> None:
     """Pass messages both ways until the upstream's session is over; what the client says runs beside it.
 
     Raises `Failure` where that ended without a close: then it broke.
@@ -169,7 +169,7 @@ async def relay(downstream: WebSocketDownstream, remote: Remote, session: Sessio
     session.close_code = closing.code
     if not closing.said:
         raise downstream.fault or UpstreamUnreachable(closing.reason)
-    await downstream.close(closing)
+    await downstream.close(Close(closing.code, veil.mask(closing.reason.encode()).decode()))
 
 
 async def send_on(downstream: WebSocketDownstream, remote: Remote, session: Session) -> None:

@@ -194,6 +194,12 @@ async def test_of_a_broken_refusal_with_a_key_in_it_no_part_looks_whole(start: S
         assert refused.value.response.status_code == 502
 
 
+async def test_a_key_in_the_reason_of_a_close_is_masked(start: Start, far: Far) -> None:
+    async with start(**SWAP) as proxy, session(proxy, far, key=CLIENT_KEY) as (client, there):
+        await there.close(1008, f"no such key: {UPSTREAM_KEY}")
+        assert await ended(client) == (1008, f"no such key: {'*' * len(UPSTREAM_KEY)}")
+
+
 async def test_a_key_in_the_head_of_a_session_is_masked(tmp_path: Path) -> None:
     def debug(_: ServerConnection, __: Request, response: Response) -> None:
         response.headers["X-Debug"] = UPSTREAM_KEY
