@@ -44,13 +44,20 @@ class Veil:
         return headers
 
     async def over_body(self, answer: Answer) -> Answer:
-        """Return an error so that its body is masked. Raises what reading it raises."""
+        """Return an error so that its body is masked.
+
+        One that is longer than `MOST`, or is compressed in a way that is not known here, is not unfolded. Raises
+        `UpstreamUnreachable` for a compressed one that does not say its length and is longer than anyone's, and for one
+        that has a secret in it and cannot be read to its end: a part of it with a length of its own would look whole.
+        """
         if not self.secrets:
             return answer
-        coding = first(answer.headers, b"content-encoding")
-        if coding is None:
-            return Veiled(answer, self)
-        return await self._expanded(answer, coding)
+        decoding = decoder(first(answer.headers, b"content-encoding") or b"")
+        length = first(answer.headers, b"content-length")
+        if decoding is None or (length is not None and int(length) > MOST):
+            return Veiled(answer, self)  # whatever it says, it may be plain
+        content = await gathered(answer, MOST_HELD)
+        return Retold(answer, *self._unfolded(answer.headers, content, decoding))
 
     def over_whole(self, headers: Pairs, content: bytes) -> tuple[Pairs, bytes]:
         """Return the fields and the body of an error that is here, masked. Raises `UpstreamUnreachable` likewise."""
@@ -65,25 +72,12 @@ class Veil:
                 data = data.replace(secret, b"*" * len(secret))
         return data
 
-    async def _expanded(self, answer: Answer, coding: bytes) -> Answer:
-        """Return a compressed error as it is, unless there is a secret in it: then masked, and plain.
-
-        What is longer than `MOST`, or is compressed in a way that is not known here, is not looked into. Raises
-        `UpstreamUnreachable` for one that does not say its length and is longer than anyone's, and for one that has a
-        secret in it and cannot be read to its end: a part of it with a length of its own would look whole.
-        """
-        length = first(answer.headers, b"content-length")
-        decoding = decoder(coding)
-        if decoding is None or (length is not None and int(length) > MOST):
-            return answer
-        content = await gathered(answer, MOST_HELD)
-        return Retold(answer, *self._unfolded(answer.headers, content, decoding))
-
     def _unfolded(self, headers: Pairs, content: bytes, decoding: Decoder) -> tuple[Pairs, bytes]:
+        """Return a compressed error as it is, unless there is a secret in it: then masked, and plain."""
         plain, complete = undone(decoding, content) if len(content) <= MOST else (b"", True)
         masked = self.mask(plain)
         if masked == plain:
-            return headers, content
+            return headers, self.mask(content)  # whatever it says, it may be plain
         if not complete:
             raise UpstreamUnreachable("The upstream's response is broken off, and has a key in it")
         kept = [pair for pair in headers if pair[0] not in OF_THE_BYTES or pair[0] == b"content-type"]

@@ -74,6 +74,17 @@ async def test_a_key_in_a_compressed_error_is_masked_and_the_error_plain(
     assert b"content-encoding" not in dict(headers)
 
 
+@pytest.mark.parametrize("padding", [0, MOST])
+@pytest.mark.parametrize("coding", [b"identity", b"", b"utf-8", b"gzip", b"br, gzip"])
+async def test_a_key_in_an_error_that_is_plain_whatever_it_says_is_masked(
+    proxy: Running, upstream: Upstream, coding: bytes, padding: int
+) -> None:
+    body = b'{"error": "' + KEYS[0] + b'"}' + b" " * padding
+    headers, back = await heard(proxy, upstream, answer(401, [(b"Content-Encoding", coding)], body))
+    assert back == body.replace(KEYS[0], b"*" * len(KEYS[0]))
+    assert (b"content-encoding", coding) in headers
+
+
 @pytest.mark.parametrize(
     ("coding", "body"),
     [
