@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from io import BytesIO, StringIO
 from typing import Self, cast
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -158,9 +159,7 @@ class Remote:
         """Yield what the upstream says until the session is over; reading on is the backpressure."""
         try:
             while True:
-                # Not `recv`, which takes no more than 4096 fragments.
-                pieces = [piece async for piece in self._connection.recv_streaming()]
-                yield pieces[0] if len(pieces) == 1 else type(pieces[0])().join(pieces)  # type: ignore[arg-type]
+                yield await whole(self._connection.recv_streaming())  # not `recv`, which takes but 4096 fragments
         except ConnectionClosed as end:
             if end.rcvd is not None:
                 self.closing = Close(end.rcvd.code, end.rcvd.reason)
@@ -192,6 +191,18 @@ class Remote:
     async def lost(self) -> None:
         """Wait until there is no connection any more; what came before that is still to be had."""
         await self._connection.wait_closed()
+
+
+async def whole(pieces: AsyncIterator[str | bytes]) -> str | bytes:
+    """Return a message. Its fragments go into one buffer: each by itself would take many times the room of a byte."""
+    message = await anext(pieces)
+    buffer: StringIO | BytesIO | None = None
+    async for piece in pieces:
+        if buffer is None:
+            buffer = StringIO(newline="") if isinstance(message, str) else BytesIO()
+            buffer.write(message)  # type: ignore[arg-type]
+        buffer.write(piece)  # type: ignore[arg-type]  # all are of one kind
+    return message if buffer is None else buffer.getvalue()
 
 
 def refused(response: Response) -> Exception:

@@ -1,6 +1,7 @@
 """The far bank of a WebSocket: how it is reached, and what goes wrong there."""
 
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from proxy.settings import load
-from proxy.upstream_websocket import Remote
+from proxy.upstream_websocket import Remote, whole
 from tests.conftest import running
 from tests.peers import Tunnel, Upstream, answer, chunked, free_port, request
 from tests.sockets import OFFER, SWITCHING, Far, dial, ended, hear, raw_session
@@ -110,6 +111,19 @@ async def test_a_session_ends_with_its_block_even_where_that_breaks() -> None:
         async with Remote(cast(ClientConnection, connection)):
             raise LookupError
     assert ended == [1011, "and for good"]
+
+
+async def test_a_message_in_many_fragments_takes_the_room_of_their_bytes() -> None:
+    async def pieces() -> AsyncIterator[str | bytes]:
+        for _ in range(100_000):
+            yield bytes(2)
+
+    tracemalloc.start()
+    try:
+        assert await whole(pieces()) == bytes(200_000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture(scope="module")
