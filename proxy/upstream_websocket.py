@@ -8,7 +8,7 @@ one message waits, and `send` waits for the upstream to read.
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from io import BytesIO, StringIO
 from typing import Self, cast
@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, ProxyError
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
@@ -83,7 +84,7 @@ class WebSocketUpstream:
 
         def make(*_: object, **__: object) -> ClientConnection:
             protocol = ClientProtocol(uri, subprotocols=offered, max_size=self._max_size, logger=log)
-            return ClientConnection(
+            return Link(
                 protocol,
                 ping_interval=PING_INTERVAL,
                 ping_timeout=None,  # one that is slow is not gone; of one that is, TCP learns
@@ -129,6 +130,32 @@ class WebSocketUpstream:
                 open_timeout=None,
                 create_connection=make,  # type: ignore[arg-type]  # "a wrapper or a subclass", say its documents
             )
+
+
+class Link(ClientConnection):
+    """A connection to the upstream. While that does not read, it has only its last ping answered (RFC 6455 5.5.3)."""
+
+    _hearing = False
+    _pong: Sequence[bytes] = ()
+
+    def data_received(self, data: bytes) -> None:
+        """Hear the upstream."""
+        self._hearing = True
+        super().data_received(data)
+        self._hearing = False
+
+    def send_data(self) -> None:
+        """Say what is to be said; what answers pings may have to wait."""
+        if self._hearing and self.paused and self.protocol.state is State.OPEN:  # else there is a close among it
+            self._pong = self.protocol.data_to_send()[-1:] or self._pong
+        else:
+            super().send_data()
+
+    def resume_writing(self) -> None:
+        """Go on saying, and answer the last ping."""
+        super().resume_writing()
+        self.transport.writelines(self._pong)
+        self._pong = ()
 
 
 class Opening(connect):

@@ -1,5 +1,7 @@
 """The far bank of a WebSocket: how it is reached, and what goes wrong there."""
 
+import asyncio
+import gc
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -12,12 +14,13 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.datastructures import Headers
 from websockets.http11 import Response
+from websockets.protocol import State
 
 from proxy.settings import load
-from proxy.upstream_websocket import Remote, whole
+from proxy.upstream_websocket import Link, Remote, whole
 from tests.conftest import running
-from tests.peers import Tunnel, Upstream, answer, chunked, free_port, request
-from tests.sockets import OFFER, SWITCHING, Far, dial, ended, hear, raw_session
+from tests.peers import PATIENCE, Tunnel, Upstream, answer, chunked, free_port, request
+from tests.sockets import OFFER, SWITCHING, Far, dial, ended, fill, hear, raw_session, session
 from tests.test_dial import Authority, found
 from tests.test_websocket import Start, refused
 
@@ -124,6 +127,27 @@ async def test_a_message_in_many_fragments_takes_the_room_of_their_bytes() -> No
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+async def test_a_flood_of_pings_of_an_upstream_that_does_not_read_leaves_one_pong(tmp_path: Path) -> None:
+    async with (
+        Far().listening() as far,
+        running(load({"OXY_TARGET": far.url}, tmp_path)) as proxy,
+        session(proxy, far) as (client, there),
+    ):
+        held = await fill(client, b"x" * 2**20, most=100)
+        [link] = (each for each in gc.get_objects() if type(each) is Link and each.state is State.OPEN)
+        size = link.transport.get_write_buffer_size()
+        for _ in range(2000):
+            await there.ping()
+        last = await there.ping()
+        await there.send("behind the pings")
+        assert await hear(client) == "behind the pings"
+        assert link.transport.get_write_buffer_size() <= size
+        for _ in range(held):
+            await hear(there)
+        async with asyncio.timeout(PATIENCE):
+            await last
 
 
 @pytest.fixture(scope="module")
