@@ -233,6 +233,8 @@ def refuses(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), PATIENCE).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it closed in the midst of this: the next is refused
+        return False
     return False
 
 
