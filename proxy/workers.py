@@ -30,7 +30,6 @@ LOOK = 0.1  # seconds
 YOUNG = 5.0  # seconds; one that dies before has hardly served
 LONGEST_PAUSE = 30.0  # seconds before another takes the place of one that died young
 LAST_WORDS = 10.0  # seconds; the ledger takes five at most
-REPLACE = getattr(signal, "SIGHUP", signal.SIGINT)  # Windows has none
 
 log = logging.getLogger("oxy")
 
@@ -236,10 +235,8 @@ class Workers(Multiprocess):
         no room for it.
         """
         try:
-            with withheld(REPLACE):
-                resource_tracker.ensure_running()  # else `start` would do it, and let Ctrl-C through
             worker = Worker(self.config, self.sockets)
-            with withheld(signal.SIGINT, REPLACE):
+            with withheld():
                 worker.start()
         except OSError as problem:
             if not self._stuck:
@@ -287,11 +284,15 @@ class Workers(Multiprocess):
 
 
 @contextmanager
-def withheld(*numbers: signal.Signals) -> Iterator[None]:
-    """Hold signals back meanwhile, and for good in processes that are started meanwhile. Windows has no such way."""
-    hold = getattr(signal, "pthread_sigmask", lambda *_: ())
-    before = hold(getattr(signal, "SIG_BLOCK", 0), numbers)
+def withheld() -> Iterator[None]:
+    """Hold Ctrl-C and SIGHUP back meanwhile, and for good in processes that are started meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no resource tracker either
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        resource_tracker.ensure_running()  # else the start of a process would do it, and let Ctrl-C through
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        hold(getattr(signal, "SIG_SETMASK", 0), before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -251,6 +251,17 @@ def test_while_one_starts_ctrl_c_and_sighup_wait_and_never_reach_it(
     assert not {signal.SIGINT, signal.SIGHUP} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+def test_where_signals_cannot_be_held_back_workers_are_started_all_the_same(
+    troupe: Callable[[], Workers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_to_run() -> None:
+        raise ModuleNotFoundError("No module named '_posixsubprocess'")  # as on Windows
+
+    monkeypatch.delattr(signal, "pthread_sigmask")
+    monkeypatch.setattr("proxy.workers.resource_tracker.ensure_running", none_to_run)
+    assert pids(troupe()) == [1, 2]
+
+
 class NoRoom(Puppet):
     """One that the system cannot start."""
 
