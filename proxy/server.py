@@ -8,9 +8,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import wait
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -88,15 +89,22 @@ def application(settings: Settings) -> Any:
 
 
 def end_with(supervisor: int) -> None:
-    """Stop when this descriptor says that the supervisor is gone: a worker that stayed would hold the port for ever."""
+    """Stop when this says that the supervisor is gone: a worker that stayed would hold the port for ever.
+
+    It is waited for in a thread: on Windows it is no descriptor, and no loop takes it.
+    """
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        loop.remove_reader(supervisor)
         log.warning("the supervisor is gone: this worker stops")
         signal.raise_signal(signal.SIGTERM)
 
-    loop.add_reader(supervisor, stop)
+    def watch() -> None:
+        wait([supervisor])
+        with suppress(RuntimeError):  # the loop has ended, and this process is about to
+            loop.call_soon_threadsafe(stop)
+
+    Thread(target=watch, name="oxy-supervisor", daemon=True).start()
 
 
 def configure(settings: Settings) -> uvicorn.Config:

@@ -618,6 +618,10 @@ async def test_a_worker_is_told_to_stop_once_when_its_supervisor_is_gone(
 ) -> None:
     orders: list[signal.Signals] = []
     ends, its = os.pipe()
+    on_windows = SimpleNamespace(
+        call_soon_threadsafe=asyncio.get_running_loop().call_soon_threadsafe
+    )  # no `add_reader`
+    monkeypatch.setattr("asyncio.get_running_loop", lambda: on_windows)
     monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(sentinel=ends))
     monkeypatch.setattr("signal.raise_signal", orders.append)
     assert callable(application(settings_of(PROXY_WORKERS="2")))
