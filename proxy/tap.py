@@ -141,7 +141,8 @@ class Tap:
         if len(kept) + len(piece) <= MOST:
             kept += piece
             return
-        if self._opening and not self.streams:
+        if self._opening and not self.streams and len(piece) > TAIL:
+            kept.clear()  # what is left out of a text leaves another one
             piece = piece[-TAIL:]
         for start in range(0, len(piece), TAIL):
             if len(kept) > TAIL:

@@ -357,6 +357,20 @@ def test_a_body_torn_where_a_nested_object_ends_is_not_believed() -> None:
         assert heard(JSON, torn, coding=b"gzip") == (None, "m")
 
 
+def test_what_stands_before_and_behind_a_part_that_was_left_out_is_no_text() -> None:
+    before = b'{"model": "m", "text": "%b", "x": {"a": 1, "usage": {"total_tokens": 666}, "b": [' % (b"x" * MOST)
+    behind = b'0]}, "c": [' + b"0," * TAIL
+    end = b"0," * (TAIL // 2 - 2) + b"0]} "
+    assert len(end) == TAIL
+    json.loads(before + behind + end)
+    assert heard(JSON, *in_pieces(before, 5000), behind + end) == (None, "m")
+
+
+def test_of_a_long_piece_all_that_a_usage_could_stand_in_is_looked_at() -> None:
+    body = as_json({"model": "m", "text": "x" * 2 * MOST, "usage": RESPONSE, "metadata": "x" * (TAIL - 500)})
+    assert heard(JSON, body[: MOST + 1], body[MOST + 1 :]) == (RESPONSE_USAGE, "m")
+
+
 @given(shapes, forms, encodings, texts, st.integers(0, 10**6), st.integers(0, 7))
 def test_a_flipped_bit_elsewhere_changes_no_number(
     shape: str, form: str, encoding: str, text: str, place: int, bit: int
@@ -433,6 +447,11 @@ def test_usage_is_not_looked_for_without_end(names: int, known: Told) -> None:
     assert heard(JSON, body) == known
 
 
+def test_usage_is_found_behind_the_white_space_of_its_line() -> None:
+    body = b'{"a": "%b",\n%b"usage": {"total_tokens": 1}}' % (b"x" * MOST, b" " * 32)
+    assert heard(JSON, body) == (Usage(total=1), None)
+
+
 def test_the_newest_event_with_usage_counts() -> None:
     events = [b'data: {"model": "m", "usage": {"total_tokens": %d}}\n\n' % n for n in range(2000)]
     assert heard(SSE, *events) == (Usage(total=1999), "m")
@@ -444,6 +463,8 @@ def test_a_stream_without_usage_names_its_model() -> None:
     assert heard(SSE, *[chunk] * 1000, complete=False) == (None, "gpt-4o")
     created = {"type": "response.created", "response": {"model": "gpt-5", "max_output_tokens": None, "usage": None}}
     assert heard(SSE, b"event: e\ndata: %b\n\n" % as_json(created), complete=False) == (None, "gpt-5")
+    other = b'data: {"item": {"model": "whisper-1"}}\n\n'
+    assert heard(SSE, chunk.replace(b"_tokens", b""), other, other) == (None, "gpt-4o")
 
 
 def test_an_event_that_is_not_over_is_believed_only_where_it_is_known_to_be_whole() -> None:
@@ -573,7 +594,8 @@ LONG_WORD = b'data: {"type": "error.not", "text": "%b"}' % (b'"error": {' * 9000
     ],
 )
 def test_a_stream_that_ends_with_an_error_has_failed(last: bytes, failed: bool, before: list[bytes]) -> None:
-    for end in (b"", b"\n\n", b"\n\ndata: [DONE]\n\n", b"\n\ndata:[DONE]", b"\n\ndata: [DONE]" + b"\n" * 99):
+    done = b"\n\ndata: [DONE]"
+    for end in (b"", b"\n\n", done + b"\n\n", b"\n\ndata:[DONE]", done + b"\n" * 99, b"\n\n" + done):
         said = b"\n\n".join([*before, last]) + end
         for line_end in (b"\n", b"\r\n", b"\r"):
             assert tapped(SSE, *in_pieces(said.replace(b"\n", line_end), 5000)).failed() == failed
