@@ -240,9 +240,10 @@ def test_of_several_entries_each_is_as_it_is_alone(planted: str) -> None:
     assert entries(exchanges[2:], Redaction()) == alone[2:]
 
 
-def test_a_path_keeps_what_it_is_recognised_by() -> None:
+def test_names_keep_what_they_are_recognised_by() -> None:
     path = "/v1/files/a%2Fb;c=d/" + b"\xff\xc3\xa9 <x>".decode("latin-1")
     assert facts(full(path=path), Redaction())["path"] == "/v1/files/a%2Fb;c=d/%FF%C3%A9%20%3Cx%3E"
+    assert facts(full(asked="a\u20ac\ud800"), Redaction())["model"] == "a%E2%82%AC%ED%A0%80"  # JSON may say the latter
     long = facts(full(path="/" + "a" * 1_000_000), Redaction())["path"]
     assert long == "/" + "a" * (LONGEST_PATH - 1)
 
@@ -258,6 +259,13 @@ def test_the_worst_entry_still_goes_through_a_pipe_in_one_piece(texts: dict[str,
     assert written.json.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("count", "size"), [(999, "999 B"), (1000, "1 kB"), (999_999, "1e+03 kB"), (10**6, "1 MB"), (10**9, "1 GB")]
+)
+def test_a_size_for_people_has_three_digits(count: int, size: str) -> None:
+    assert f" {size} in," in as_text(facts(full(bytes_in=count), Redaction()))
+
+
 def test_without_a_count_there_is_no_word_of_tokens() -> None:
     assert "tokens" not in facts(full(usage={}), Redaction())
     assert "tokens" not in facts(full(usage=None), Redaction())
@@ -265,7 +273,7 @@ def test_without_a_count_there_is_no_word_of_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("status", "name"),
-    [(200, "2xx"), (101, "1xx"), (599, "5xx"), (499, "4xx"), (None, "none"), (0, "none"), (999, "none")],
+    [(200, "2xx"), (101, "1xx"), (599, "5xx"), (600, "none"), (499, "4xx"), (None, "none"), (0, "none"), (999, "none")],
 )
 def test_a_status_has_a_class(status: int | None, name: str) -> None:
     assert status_class(status) == name
