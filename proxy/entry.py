@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import quote
 
 from proxy.exchange import Exchange
+from proxy.readable import size
 
 Facts = dict[str, Any]
 
@@ -263,8 +264,8 @@ def _remarks(chosen: Facts) -> Iterator[str]:
     yield f"{chosen['duration']:.3f} s"
     if "first_byte" in chosen:
         yield f"first byte {chosen['first_byte']:.3f} s"
-    yield f"{_size(chosen['bytes_in'])} in"
-    yield f"{_size(chosen['bytes_out'])} out"
+    yield f"{size(chosen['bytes_in'])} in"
+    yield f"{size(chosen['bytes_out'])} out"
     if "model" in chosen:
         yield chosen["model"]
     if "tokens" in chosen:
@@ -274,11 +275,3 @@ def _remarks(chosen: Facts) -> Iterator[str]:
     if "key" in chosen:
         yield f"key {chosen['key']}"
     yield f"{chosen['route']} {chosen['id']}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

@@ -129,7 +129,7 @@ def test_a_line_of_json_is_written_as_recorded() -> None:
                 **{"status": None, "result": "client_cancelled", "key": None, "retries": 0, "model": None},
                 **{"bytes_in": 3_000_000, "bytes_out": 2 * 10**12, "usage": Usage(output=None), "first_byte": None},
             },
-            "2026-11-21T02:33:01.046Z --- POST /v1/chat/completions 1.500 s, 3 MB in, 2e+03 GB out, "
+            "2026-11-21T02:33:01.046Z --- POST /v1/chat/completions 1.500 s, 3 MB in, 2 TB out, "
             f"120 + ? tokens, relay {ID} client_cancelled",
         ),
     ],
@@ -259,10 +259,8 @@ def test_the_worst_entry_still_goes_through_a_pipe_in_one_piece(texts: dict[str,
     assert written.json.isprintable()
 
 
-@pytest.mark.parametrize(
-    ("count", "size"), [(999, "999 B"), (1000, "1 kB"), (999_999, "1e+03 kB"), (10**6, "1 MB"), (10**9, "1 GB")]
-)
-def test_a_size_for_people_has_three_digits(count: int, size: str) -> None:
+@pytest.mark.parametrize(("count", "size"), [(999, "999 B"), (1000, "1 kB"), (999_999, "1 MB"), (10**9, "1 GB")])
+def test_a_size_for_people_has_few_digits(count: int, size: str) -> None:
     assert f" {size} in," in as_text(facts(full(bytes_in=count), Redaction()))
 
 
