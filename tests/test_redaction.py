@@ -65,7 +65,9 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", [SECRET, "ünï/cödé & more", 'quo"ted\\one', "\N{SNOWMAN}" * 9], ids=["ASCII", "Latin", "quoted", "snow"]
+    "secret",
+    [SECRET, "a/b+c=d!", "ünï/cödé & more", 'quo"ted\\one', "\N{SNOWMAN}" * 9],
+    ids=["ASCII", "not short", "Latin", "quoted", "snow"],
 )
 @pytest.mark.parametrize(
     "spelled",
@@ -106,7 +108,8 @@ def test_a_short_secret_is_masked_where_it_stands_alone() -> None:
 
 
 def test_of_secrets_that_contain_one_another_the_longer_goes_first() -> None:
-    assert Redaction(["abcdefgh", "abcdefgh-ijkl"])("abcdefgh-ijkl abcdefgh") == "*** ***"
+    redact = Redaction(["abcdefgh", "abcdefgh-ijkl"])
+    assert redact("abcdefgh-ijkl abcdefgh %61bcdefgh-ijkl") == "*** *** ***"
 
 
 def test_an_empty_secret_masks_nothing() -> None:
@@ -118,6 +121,24 @@ def test_the_cut_through_a_long_text_leaves_no_half_of_a_secret(inside: int) -> 
     text = "x" * (LONGEST - inside) + SECRET + "y" * 10_000
     redacted = Redaction([SECRET])(text)
     assert set(redacted.removesuffix(" [cut off]")) == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("redact", "spelled"),
+    [
+        (Redaction(["k" * 400]), "%6B" * 400),
+        (Redaction(), "eyJ" + "k" * 500 + ".x"),
+    ],
+    ids=["known, and long in a query", "of an unknown kind"],
+)
+def test_no_half_of_a_long_secret_is_left_where_the_cut_goes_through_it(redact: Redaction, spelled: str) -> None:
+    for inside in (20, 400, len(spelled) - 20):
+        text = " " * (LONGEST - inside) + spelled
+        assert redact(text + " " * LONGEST).strip() == "[cut off]"
+
+
+def test_as_much_as_is_looked_at_is_not_cut_off() -> None:
+    assert Redaction()("x" * LONGEST) == "x" * LONGEST
 
 
 HOSTILE = (
