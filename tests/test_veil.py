@@ -175,6 +175,25 @@ async def test_a_key_too_short_to_be_one_stands_in_too_many_words(start: Start, 
         assert back == b"an error"
 
 
+def test_the_shortest_key_that_is_looked_for_has_eight_bytes() -> None:
+    assert Veil(["12345678", "1234567"]).mask(b"12345678 1234567") == b"******** 1234567"
+
+
+@pytest.mark.parametrize(("more", "masked"), [(0, True), (1, False)])
+@pytest.mark.parametrize("framed", [True, False], ids=["of known length", "in chunks"])
+async def test_a_compressed_error_is_looked_into_up_to_a_bound(
+    proxy: Running, upstream: Upstream, framed: bool, more: int, masked: bool
+) -> None:
+    packed = gzip.compress(KEYS[0])
+    name = b"n" * (MOST + more - len(packed) - 1) + b"\0"  # RFC 1952 2.3: of the file, which makes it as long as wanted
+    coded = packed[:3] + b"\x08" + packed[4:10] + name + packed[10:]
+    said = answer(401, [(b"Content-Encoding", b"gzip")], coded)
+    if not framed:
+        said = b"HTTP/1.1 401 No\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(coded, b"")
+    _, back = await heard(proxy, upstream, said)
+    assert back == (b"*" * len(KEYS[0]) if masked else coded)
+
+
 def test_a_renewed_token_and_the_one_before_it_are_masked_and_no_older_one() -> None:
     veil = Veil([])
     veil.know(b"token-one")
