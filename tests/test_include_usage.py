@@ -127,11 +127,24 @@ async def test_an_event_too_long_to_wait_for_goes_on() -> None:
     assert len(sink.pieces[0]) > LONGEST_EVENT
 
 
+async def test_behind_many_events_the_one_that_has_not_ended_is_waited_for() -> None:
+    many = WORD * (LONGEST_EVENT // len(WORD) + 1)
+    sink = Gathered()
+    answer = WithoutUsage(Said(many + USAGE[:20], USAGE[20:], DONE), lambda _: None)
+    await answer.pour(sink)
+    assert b"".join([*sink.pieces, answer.take()]) == many + DONE
+
+
 async def test_an_event_that_has_not_ended_when_the_stream_does_goes_on() -> None:
     sink = Gathered()
     answer = WithoutUsage(Said(WORD + b"data: half", b""), lambda _: None)
     await answer.pour(sink)
     assert [*sink.pieces, answer.take()] == [WORD, b"data: half"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_an_event_may_end_in_each_of_three_ways(end: bytes) -> None:
+    assert less_usage((WORD + USAGE + DONE).replace(b"\n", end)) == (WORD + DONE).replace(b"\n", end)
 
 
 @pytest.mark.parametrize(
