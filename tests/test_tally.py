@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy import tally
-from proxy.tally import COUNTS, IN_FLIGHT, MOST, OWNERS, RELAYED, Tally, laid_out
+from proxy.tally import COUNTS, IN_FLIGHT, MOST, OWNERS, RELAYED, Tally, begun, laid_out
 
 
 @pytest.fixture
@@ -48,6 +48,13 @@ def test_where_there_is_no_room_for_it_there_is_none(tmp_path: Path, monkeypatch
     assert not [*tmp_path.iterdir()]
 
 
+def test_what_stands_in_its_place_already_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    assert not begun(tmp_path / "link")
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"
+
+
 def test_each_has_a_row_and_their_numbers_add_up(file: Path) -> None:
     first, second = Tally(file), Tally(file)
     assert [repr(first), repr(second)] == ["<Tally row 0 of 2>", "<Tally row 1 of 2>"]
@@ -72,6 +79,14 @@ def test_what_the_dead_had_is_struck_out_and_what_they_saw_stays(file: Path, dea
     assert living.column(RELAYED).total_of_the_living() == 1
     assert [living.column(number).total() for number in COUNTS] == [1, 1, 1]
     assert living.column(MOST).greatest() == 5
+
+
+def test_where_a_row_before_others_is_taken_anew_they_count_on(file: Path, dead: int) -> None:
+    before, last = Tally(file), Tally(file)
+    before.column(OWNERS).put(dead)
+    first = Tally(file)
+    last.column(RELAYED).put(2)
+    assert (repr(first), first.column(RELAYED).total()) == ("<Tally row 0 of 2>", 2)
 
 
 def test_who_would_refuse_somebody_does_not_wait_for_another_who_strikes_out(file: Path, dead: int) -> None:
