@@ -262,6 +262,14 @@ async def test_errors_are_counted_among_what_fits_the_filters(desk: Desk) -> Non
         assert figures(await shown(desk, target))["Errors"] == ("1", "50.0% of 2")
 
 
+async def test_of_errors_of_one_result_there_is_one_reason(desk: Desk) -> None:
+    desk.history.write(exchanges())
+    page = await shown(desk, "/log_errors?result=proxy_overloaded")
+    found = figures(page)
+    assert found["proxy overloaded"] == ("1", "100.0%")
+    assert "upstream api error" not in found
+
+
 async def test_keys_are_shown_and_asked_for_where_there_are_any(desk: Desk) -> None:
     desk.history.write([written(path="/v1/a")])
     assert 'id="key"' not in await shown(desk)

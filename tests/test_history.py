@@ -73,11 +73,12 @@ def test_it_is_kept_from_one_run_to_the_next(history: History, file: Path) -> No
     assert Recall(file).totals()["requests"] == 2
 
 
-@pytest.mark.parametrize("durations", [(3.0, 1.0), (1.0, 3.0)])
-def test_the_longest_time_is_that_of_all_batches(history: History, file: Path, durations: tuple[float, float]) -> None:
-    for duration in durations:
-        history.write([written(duration=duration)])
-    assert Recall(file).totals()["longest"] == 3.0
+@pytest.mark.parametrize("batches", [[[3.0], [1.0]], [[1.0], [3.0]], [[1.0, 3.0]], [[3.0, 1.0]]])
+def test_the_longest_time_is_that_of_all_batches(history: History, file: Path, batches: list[list[float]]) -> None:
+    for batch in batches:
+        history.write([written(duration=time, first_byte=time / 2) for time in batch])
+    totals = Recall(file).totals()
+    assert (totals["longest"], totals["longest_first_byte"]) == (3.0, 1.5)
     assert max(row["longest"] for row in Recall(file).minutes()) == 3.0
 
 
@@ -392,6 +393,11 @@ def of_another_version(file: Path) -> Path:
     return file
 
 
+def somebody_elses_and_empty(file: Path) -> Path:
+    ask(file, "PRAGMA application_id = 1")
+    return file
+
+
 def without_its_folder(file: Path) -> Path:
     return file.parent / "nowhere" / file.name
 
@@ -411,6 +417,10 @@ def read_only(file: Path) -> Path:
         (corrupt, "file is not a database"),
         (
             somebody_elses,
+            "it is not a history of this version of Oxy; move it away, or name another file in PROXY_HISTORY",
+        ),
+        (
+            somebody_elses_and_empty,
             "it is not a history of this version of Oxy; move it away, or name another file in PROXY_HISTORY",
         ),
         (

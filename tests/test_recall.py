@@ -15,7 +15,7 @@ from proxy.entry import failed, status_class
 from proxy.errors import Result
 from proxy.history import History
 from proxy.recall import By, NoHistory, Recall
-from proxy.tables import MAXIMA, SUMS
+from proxy.tables import MAXIMA, OURS, SUMS
 from proxy.wanted import ANY, Wanted
 from tests.test_entry import Usage
 from tests.test_history import written
@@ -178,7 +178,7 @@ def test_totals_are_those_of_all_entries(recall: Recall) -> None:
 
 
 def test_totals_since_some_time_are_those_of_its_hour_and_later(recall: Recall) -> None:
-    assert recall.totals(since=NOW)["requests"] == 5
+    assert recall.totals(since=NOW)["requests"] == recall.totals(since=NOW + 119)["requests"] == 5
     assert recall.totals(since=NOW - HOUR)["requests"] == 6
     nothing = recall.totals(since=NOW + 10 * HOUR)
     assert nothing["requests"] == nothing["longest"] == 0
@@ -303,9 +303,10 @@ def test_a_damaged_line_is_a_history_that_cannot_be_read(recall: Recall) -> None
         recall.newest()
 
 
-def test_a_history_of_another_version_is_told_as_one(recall: Recall) -> None:
+@pytest.mark.parametrize("whose", [0, OURS - 1])
+def test_a_history_of_another_version_is_told_as_one(recall: Recall, whose: int) -> None:
     with closing(sqlite3.connect(recall._path)) as db:
-        db.execute("PRAGMA application_id = 0")
+        db.execute(f"PRAGMA application_id = {whose}")
     with pytest.raises(NoHistory, match=r"is not a history of this version of Oxy; move it away"):
         recall.newest()
 
