@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from proxy import workers
 from proxy.workers import Orders, Server, Worker, Workers
 
 Handlers = dict[int, Any]
+SOON = 5  # seconds; LAST_WORDS are ten
 
 
 class Puppet:
@@ -158,7 +160,7 @@ def test_workers_that_die_young_are_replaced_ever_more_slowly(
     assert pauses == [0, 1, 2, 4, 8, 16, 30, 30]
     first = next(line for line in told if "young" in line)
     assert first == "worker 3 died young (status 1); another takes its place in 1 s"
-    now += 60
+    now += workers.YOUNG
     old: Any = some.processes[0]
     old.exitcode = -9
     for _ in range(2):  # one that served for a while has its successor at once, and so has that one
@@ -307,10 +309,9 @@ def test_where_not_even_the_first_ones_can_be_started_all_end_with_a_status(
 def test_what_breaks_the_supervisor_ends_its_workers(
     troupe: Callable[[], Workers], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Workers, "_end_of_patience", lambda _: 0)  # they do not end by themselves
     some = troupe()
     all_of_them: list[Any] = [*some.processes]
-    for one in all_of_them:
-        one.terminate = one.kill
     some.processes_num = 0
 
     def breaks() -> None:
@@ -399,7 +400,9 @@ def test_a_second_order_tells_those_too_that_were_replaced_to_end_at_once_and_ki
     old[0].exitcode = 0
     handlers[signal.SIGTERM](signal.SIGTERM, None)
     handlers[signal.SIGINT](signal.SIGINT, None)
+    began = time.monotonic()
     some.join_all()
+    assert time.monotonic() - began < SOON
     assert set(signals) == {(pid, workers.AT_ONCE) for pid in (2, 3, 4)}
     assert [one.exitcode for one in [*old, *some.processes]] == [0, -9, -9, -9]
 
@@ -408,7 +411,9 @@ def test_a_third_order_kills(troupe: Callable[[], Workers], handlers: Handlers, 
     some = troupe()
     for _ in range(3):
         handlers[signal.SIGTERM](signal.SIGTERM, None)
+    began = time.monotonic()
     some.join_all()
+    assert time.monotonic() - began < SOON
     assert [one.exitcode for one in some.processes] == [-9] * 2
 
 
