@@ -332,7 +332,12 @@ def found(folder: Path) -> Authority:
     ca = ["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Authority of a test"]
     signing = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
     server = ["-keyout", "server.pem", "-out", "server.crt", "-subj", "/CN=Server", "-CA", "ca.pem", "-CAkey", "ca.key"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    names = [
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ]
     try:
         for command in ([*asked, *lasting, *ca, *signing], [*asked, *lasting, *server, *names]):
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
@@ -399,9 +404,10 @@ async def test_a_connection_tells_by_tls_which_host_it_wants(authority: Authorit
         assert upstream.names == ["localhost"]
 
 
-async def test_an_address_is_a_name_too_but_is_not_told(authority: Authority) -> None:
-    async with Secure(authority.context()).listening() as upstream:
-        async with trusting(authority, upstream.port, "127.0.0.1") as pool:
+@pytest.mark.parametrize(("host", "at"), [("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")])
+async def test_an_address_is_a_name_too_but_is_not_told(authority: Authority, host: str, at: str) -> None:
+    async with Secure(authority.context()).listening(at) as upstream:
+        async with trusting(authority, upstream.port, host) as pool:
             assert (await exchange(pool))[0] == 200
         assert upstream.names == [None]  # RFC 6066 3
 
@@ -471,6 +477,25 @@ def test_a_reset_in_the_handshake_leaves_no_number_to_be_closed_twice(
     monkeypatch.setattr(dialling, "first_of", reaching)
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(resetting())
+
+
+@pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.SelectorEventLoop])
+def test_giving_up_a_handshake_leaves_no_socket_whichever_loop_it_is(
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def giving_up() -> None:
+        before = sockets()
+        async with Upstream().listening() as upstream:
+            address = ("127.0.0.1", upstream.port)
+            dialled = asyncio.create_task(dial(asyncio.get_running_loop(), Kept, address, ssl.create_default_context()))
+            there = await upstream.accept()
+            dialled.cancel()
+            await asyncio.wait([dialled])
+            await there.closed()
+        await until(lambda: sockets() <= before)
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(asyncio.wait_for(giving_up(), PATIENCE))
 
 
 @each_version
