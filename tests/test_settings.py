@@ -516,6 +516,21 @@ def test_the_scheme_s_own_port_counts_as_a_port_of_this_machine(tmp_path: Path) 
     assert told.startswith("the target https://localhost is this proxy itself. ")
 
 
+def test_a_target_is_the_proxy_itself_whatever_speaks_udp_there(tmp_path: Path) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        (told,) = complaints(tmp_path, OXY_TARGET=f"http://127.0.0.1:{port}", OXY_PORT=f"{port}")
+    assert "is this proxy itself" in told
+
+
+def test_what_was_chosen_is_told_without_secrets_and_notes(tmp_path: Path) -> None:
+    environ = {"PROXY_WORKERS": "3", "PROXY_X_API_KEY": "a-client-key", "PROXY_WORKER": "4", "OXY_TARGET": "http://a"}
+    settings = load(environ, tmp_path)
+    assert settings.notes
+    assert [*settings.changed()] == ["workers=3", "client_keys set"]
+
+
 TOO_LONG_TO_ASK_FOR = ".".join(["x" * 60] * 5)  # no resolver is asked for a name beyond 253 characters
 
 
@@ -675,6 +690,7 @@ def test_what_the_example_shows_commented_out_can_be_taken_as_it_stands(tmp_path
         ("https://api.example:8443", {"HTTPS_PROXY": "http://a:1", "NO_PROXY": "api.example:8443"}, None),
         ("https://api.example", {"HTTPS_PROXY": "http://a:1", "NO_PROXY": "api.example.org"}, "http://a:1"),
         ("http://10.1.2.3", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "localhost, 10.0.0.0/8"}, None),
+        ("http://10.1.2.3", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "10.9.9.9/8"}, None),
         ("http://10.1.2.3", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "10.2.0.0/16,::/0"}, "http://c:3"),
         ("http://[fd00::1]:80", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "10.0.0.0/8,fd00::/8"}, None),
         ("http://[::1]", {"HTTP_PROXY": "http://c:3", "NO_PROXY": "::1"}, None),
