@@ -135,8 +135,16 @@ async def test_a_certificate_for_another_name(authority: Authority, monkeypatch:
     assert "another name than 127.0.0.2" in told.advice
 
 
-@pytest.mark.parametrize(("code", "advice"), [(10, "clock"), (23, "openssl s_client")])
-def test_other_certificates_that_are_not_believed(code: int, advice: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        *((code, "PROXY_UPSTREAM_CA") for code in (18, 19, 20, 21)),
+        *((code, "clock") for code in (9, 10)),
+        *((code, "another name than a.example") for code in (62, 64)),
+        (23, "openssl s_client"),
+    ],
+)
+def test_certificates_that_are_not_believed(code: int, advice: str) -> None:
     problem = ssl.SSLCertVerificationError()
     problem.verify_code, problem.verify_message = code, "certificate is something"
     assert advice in of_tls(problem, target("https://a.example")).advice
@@ -189,14 +197,19 @@ async def test_the_key_is_shown_and_nothing_is_spent(upstream: Upstream) -> None
     assert heard.get(b"authorization") == b"Bearer sk-of-a-test"
 
 
-def on_azure(url: str) -> Place:
+def on_azure(url: str, *, signed: bool = True) -> Place:
     settings = Settings(
         target=target(url),
         azure="deployments",
         azure_version="2024-10-21",
         azure_deployments=(("gpt-4o", "fast"), ("o3", "thinker")),
     )
-    return Place(settings, KEY, key="OPENAI_API_KEY", signed=True, ours=False)
+    return Place(settings, KEY, key="OPENAI_API_KEY", signed=signed, ours=False)
+
+
+async def test_without_a_key_no_deployment_is_looked_at(upstream: Upstream) -> None:
+    upstream.says(answer(401))
+    assert [name async for name, _ in taken(on_azure(upstream.url, signed=False))] == ["tcp", "key"]
 
 
 async def test_each_deployment_is_looked_at_with_a_call_that_costs_nothing(upstream: Upstream) -> None:
@@ -330,6 +343,11 @@ async def test_a_stream_that_comes_all_at_once_was_kept_back(upstream: Upstream)
 async def test_a_stream_of_a_few_events_tells_nothing(upstream: Upstream) -> None:
     told = await (await streamed(upstream, chunked(EVENT, b"data: [DONE]\n\n", b"")))
     assert str(told) == "2 events are too few to tell"
+
+
+async def test_from_so_many_events_on_a_stream_tells_something(upstream: Upstream) -> None:
+    told = await (await streamed(upstream, chunked(*[EVENT] * (probes.FEWEST - 1), b"data: [DONE]\n\n", b"")))
+    assert told.advice == verdicts.BUFFERED
 
 
 async def test_a_stream_that_comes_one_by_one_is_well() -> None:
