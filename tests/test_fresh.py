@@ -1,6 +1,7 @@
 """An answer that is good for a while: asked for once, shared by all who want it."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -41,6 +42,29 @@ async def test_an_answer_that_is_too_old_is_asked_for_anew(source: Source) -> No
     fresh = Fresh(source, 0)
     source.let.set()
     assert [await fresh(), await fresh()] == [1, 2]
+
+
+async def test_an_answer_is_as_old_as_it_is_here(source: Source) -> None:
+    fresh = Fresh(source, 0.1)
+    asking = asyncio.create_task(fresh())
+    await asyncio.sleep(0.15)
+    source.let.set()
+    assert [await asking, await fresh()] == [1, 1]
+
+
+async def test_a_failure_that_nobody_waits_for_any_more_is_no_news(source: Source) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    source.problem = OSError("broken")
+    fresh = Fresh(source, 60)
+    asking = asyncio.create_task(fresh())
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    source.let.set()
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert told == []
 
 
 async def test_one_who_hangs_up_leaves_the_answer_to_the_others(source: Source) -> None:
