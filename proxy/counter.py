@@ -1,6 +1,7 @@
 """What the convenience routes have in common: keys and credentials are looked at, and the head of a call is made.
 
-What a body says is believed, or complained of, only once the client's key is known to be right.
+What a body says is believed, or complained of, only once the client's key is known to be right; or where it had no key,
+which may stand in what could not be read.
 """
 
 import json
