@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from proxy import counter, jsontext, objects
+from proxy.access import Access
 from proxy.aside import MOST_AT_ONCE
 from proxy.rewrites import chat
-from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, Start
+from proxy.routes import Relay
+from proxy.values import MEGABYTE
+from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
 from tests.peers import PATIENCE, Heard, Pairs, Upstream, answer, chunked, request
 
 Json = dict[str, Any]
@@ -405,6 +408,23 @@ async def test_bad_input_is_told_to_those_who_may_call_and_goes_nowhere(
 
 
 @one_way
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[1]", "wrong: none could be read. The body is not a JSON object: Expecting '{' at line 1 column 1"),
+        (b'{"security_key": "x", "a": 1', "wrong"),
+        (b'{"security_key": "x", "a": NaN}', "wrong"),
+        (b"{}", "wrong"),
+    ],
+)
+async def test_of_a_body_a_stranger_hears_only_why_no_key_was_found_in_it(
+    proxy: Running, body: bytes, said: str
+) -> None:
+    back = await ask(proxy, post(ANY, body))
+    assert (back.status, error(back)["message"]) == (403, f"The security_key is missing or {said}")
+
+
+@one_way
 async def test_a_wrong_key_is_refused_wherever_it_stands(proxy: Running, upstream: Upstream) -> None:
     for wrong in ("", "wrong", CLIENT_KEY[:-1], CLIENT_KEY + "x", 5, None, [CLIENT_KEY], {"security_key": CLIENT_KEY}):
         for path in (b"/openai", b"/openai2", b"/chatgpt", b"/embeddings", b"/openai2/resp_1/cancel"):
@@ -415,6 +435,21 @@ async def test_a_wrong_key_is_refused_wherever_it_stands(proxy: Running, upstrea
 
 
 # ---- how much is taken
+
+
+@pytest.mark.parametrize(
+    ("workers", "objects", "forms", "body"), [(1, (512, 128), (4096, 1024), 64), (16, (32, 32), (256, 256), 32)]
+)
+def test_strangers_have_room_for_one_body_however_many_workers_share(
+    settings_of: SettingsOf, workers: int, objects: tuple[int, int], forms: tuple[int, int], body: int
+) -> None:
+    settings = settings_of(PROXY_WORKERS=f"{workers}")
+    access = Access(settings)
+    shared = counter.Counter(settings, access, Relay(settings, access))
+    rooms = (shared.known, shared.strangers)
+    assert tuple(room.objects.limit // MEGABYTE for room in rooms) == objects
+    assert tuple(room.forms.limit // MEGABYTE for room in rooms) == forms
+    assert shared.max_body == body * MEGABYTE
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip"])
