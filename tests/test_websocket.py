@@ -13,6 +13,8 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -24,9 +26,12 @@ from websockets.exceptions import InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from proxy.exchange import ABNORMAL, Close
 from proxy.recall import Recall
+from proxy.session import Session
 from proxy.settings import load
 from proxy.wanted import Wanted
+from proxy.websocket import relay
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, running
 from tests.desk import BEARER, TOKEN
 from tests.peers import PATIENCE, Peer, Upstream, request
@@ -977,3 +982,27 @@ async def test_a_connection_that_became_a_session_leaves_nothing_of_its_http_beh
         await asyncio.sleep(0.05)
         await client.send("still here")
         assert await hear(there) == "still here"
+
+
+async def test_what_breaks_where_the_client_is_heard_is_known() -> None:
+    over = asyncio.Event()
+
+    async def messages() -> AsyncIterator[str]:
+        yield "said"
+
+    async def send(_: str) -> None:
+        raise ZeroDivisionError
+
+    async def until_closed() -> AsyncIterator[str]:
+        await over.wait()
+        for message in list[str]():
+            yield message
+
+    async def close(_: Close) -> None:
+        over.set()
+
+    downstream = SimpleNamespace(messages=messages, over=asyncio.Event(), closing=None, fault=None, let_go=lambda: None)
+    broken = Close(ABNORMAL, "It broke")
+    remote = SimpleNamespace(send=send, messages=until_closed, close=close, lost=over.wait, closing=broken)
+    with pytest.raises(ZeroDivisionError):
+        await relay(cast(Any, downstream), cast(Any, remote), Session())
