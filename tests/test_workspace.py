@@ -12,7 +12,7 @@ import pytest
 
 from proxy.figures import DIRECTORY
 from proxy.tally import VARIABLE
-from proxy.workspace import MARK, remove_abandoned, stay, workspace
+from proxy.workspace import MARK, lock, remove_abandoned, stay, workspace
 from tests.conftest import SettingsOf
 
 
@@ -85,6 +85,14 @@ def test_what_a_killed_run_has_left_is_removed_at_the_next_start(settings_of: Se
         assert not killed.exists()
         assert inside.history is not None
         assert inside.history.parent.exists()
+
+
+def test_what_a_link_leads_to_stays(left: Left, tmp_path: Path) -> None:
+    theirs = left("theirs")
+    (tmp_path / "oxy-1").symlink_to(theirs)
+    assert lock(tmp_path / "oxy-1", alone=True) is None
+    remove_abandoned()
+    assert (theirs / MARK).exists()
 
 
 def test_what_another_run_uses_stays(settings_of: SettingsOf, left: Left) -> None:
