@@ -17,6 +17,7 @@ from proxy.upstream_websocket import Remote
 from tests.conftest import Running, running
 from tests.peers import PATIENCE, Peer, Upstream, request
 from tests.sockets import OFFER, Far, ended, fill, hear, proxy_protocols, session, settled
+from tests.test_connection import until
 
 PAIRS = [(name.lower(), value) for name, value in [(b"Host", b"proxy.example"), *OFFER]]
 
@@ -128,6 +129,26 @@ async def test_a_client_that_is_done_and_does_not_read_is_cut_off_in_time(
     assert (await ended(there))[0] == code
     async with asyncio.timeout(PATIENCE):
         await lost.wait()
+
+
+@pytest.mark.parametrize("first", ["the client", "the upstream"])
+async def test_for_a_client_that_is_gone_no_timer_is_kept(proxy: Running, far: Far, first: str) -> None:
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    [protocol] = proxy_protocols()
+    if first == "the upstream":
+        closing = asyncio.create_task(there.close())
+        await until(lambda: not proxy_protocols())
+        assert protocol._stalled is not None
+        client.abort()
+        await closing
+    else:
+        client.abort()
+        await ended(there)
+    await until(lambda: protocol.gone and not proxy_protocols())
+    assert protocol._stalled is None or protocol._stalled.cancelled()
 
 
 async def test_the_order_to_stop_before_the_upstream_has_answered_is_an_error(tmp_path: Path) -> None:
