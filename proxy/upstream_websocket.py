@@ -105,10 +105,10 @@ class WebSocketUpstream:
     async def _dial(self, make: Make, fields: Texts) -> ClientConnection:
         """Go straight to the target."""
         address = (self._target.host, self._target.port)
-        async with within(self._connect_timeout, "Timeout while connecting to the upstream"):
+        async with within(self._connect_timeout, "Timeout while connecting to the upstream", "ConnectTimeout"):
             connection = await dial(asyncio.get_running_loop(), make, address, self._tls)
         try:
-            async with within(self._timeout, "Timeout while waiting for the upstream's response"):
+            async with within(self._timeout, "Timeout while waiting for the upstream's response", "ReadTimeout"):
                 await connection.handshake(fields, None)
         except BaseException:
             connection.transport.abort()
@@ -119,7 +119,7 @@ class WebSocketUpstream:
     async def _tunnel(self, make: Make, fields: Texts) -> ClientConnection:
         """Go through the outbound proxy."""
         scheme = "wss" if self._tls else "ws"
-        async with within(self._timeout, "Timeout while waiting for the upstream's response"):
+        async with within(self._timeout, "Timeout while waiting for the upstream's response", "ReadTimeout"):
             return await Opening(
                 f"{scheme}://{self._target.authority}",
                 proxy=self._proxy,
@@ -249,13 +249,15 @@ def pairs(response: Response) -> Pairs:
 
 
 @asynccontextmanager
-async def within(seconds: float, message: str) -> AsyncIterator[None]:
-    """Raise `UpstreamTimeout` with that message if the block takes longer."""
+async def within(seconds: float, message: str, detail: str) -> AsyncIterator[None]:
+    """Raise `UpstreamTimeout` with that message, and httpx's word for it as the detail, if the block takes longer."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise UpstreamTimeout(message) from None
+        failure = UpstreamTimeout(message)
+        failure.detail = detail
+        raise failure from None
 
 
 def translated(problem: Exception) -> Failure:

@@ -16,6 +16,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 from websockets.protocol import State
 
+from proxy.recall import Recall
 from proxy.settings import load
 from proxy.upstream_websocket import Link, Remote, whole
 from tests.conftest import running
@@ -79,6 +80,22 @@ async def test_an_upstream_that_does_not_shake_hands_in_time_is_a_504(start: Sta
     target = f"https://127.0.0.1:{upstream.port}"
     heard = await told(start, OXY_TARGET=target, OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS="50")
     assert heard == (504, "OPENAI_PROXY_TIMEOUT", "Timeout while connecting to the upstream")
+
+
+@pytest.mark.parametrize(
+    ("setting", "scheme", "kind"),
+    [
+        ("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", "https", "connect"),
+        ("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", "http", "head"),
+    ],
+)
+async def test_what_took_too_long_is_written_down(
+    start: Start, upstream: Upstream, tmp_path: Path, setting: str, scheme: str, kind: str
+) -> None:
+    history, target = tmp_path / "history.sqlite", f"{scheme}://127.0.0.1:{upstream.port}"
+    await told(start, OXY_TARGET=target, PROXY_HISTORY=str(history), **{setting: "50"})
+    (entry,) = Recall(history).newest()
+    assert (entry["result"], entry["timed_out"]) == ("upstream_timeout", kind)
 
 
 async def test_a_refusal_in_chunks_has_a_length_here(start: Start, upstream: Upstream) -> None:
