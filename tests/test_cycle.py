@@ -444,6 +444,15 @@ async def test_a_client_whose_body_nobody_asked_for_is_told_that_nothing_follows
     assert len(stage.begun) == 1
 
 
+async def test_behind_a_body_that_came_whole_without_being_asked_for_the_connection_goes_on(
+    stage: Stage, client: Peer
+) -> None:
+    await client.say(EXPECTING + b"onetwo")
+    assert await heard(client, await stage.next()) == b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine"
+    await client.say(request(target=b"/next"))
+    assert (await heard(client, await stage.next())).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 class Noting:
     """A line that notes what is written in each call."""
 
