@@ -397,3 +397,16 @@ def test_pauses_grow_and_differ() -> None:
     assert all(len(each) > 1 for each in pauses)
     assert 0.375 <= min(pauses[0]) <= max(pauses[0]) <= 0.5
     assert 0.75 <= min(pauses[1]) <= max(pauses[1]) <= 1
+
+
+@pytest.mark.parametrize(("status", "told"), [(599, 599), (600, 502), (999, 502)])
+async def test_a_status_beyond_all_classes_is_no_answer(
+    start: Start, upstream: Upstream, status: int, told: int
+) -> None:
+    upstream.says(answer(status))
+    async with start() as proxy:
+        client = await proxy.connect()
+        await client.say(request())
+        back = await client.hear()
+    assert back.status == told
+    assert told == status or f"status {status}, which is none".encode() in back.body
