@@ -775,6 +775,26 @@ class Endless:
         return b"x" * 65_536
 
 
+async def test_an_upload_that_waits_for_its_client_ends_with_the_connection(pool: Pool, lines: list[Line]) -> None:
+    ended = asyncio.Event()
+
+    class Waiting:
+        length: int | None = None
+
+        async def read(self) -> bytes:
+            try:
+                return await asyncio.Future()
+            finally:
+                ended.set()
+
+    asking = asyncio.create_task(ask(pool, "POST", Waiting()))
+    await until(lambda: lines and lines[0].told)
+    lines[0].is_lost()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await asking
+    await asyncio.wait_for(ended.wait(), PATIENCE)
+
+
 async def test_an_upstream_that_does_not_read_makes_the_upload_wait(far: Pool, upstream: Upstream) -> None:
     body = Endless()
     asking = asyncio.create_task(ask(far, "POST", body))
