@@ -1005,4 +1005,4 @@ async def test_what_breaks_where_the_client_is_heard_is_known() -> None:
     broken = Close(ABNORMAL, "It broke")
     remote = SimpleNamespace(send=send, messages=until_closed, close=close, lost=over.wait, closing=broken)
     with pytest.raises(ZeroDivisionError):
-        await relay(cast(Any, downstream), cast(Any, remote), Session())
+        await relay(cast(Any, downstream), cast(Any, remote), Session(), cast(Any, None))
