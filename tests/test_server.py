@@ -402,7 +402,7 @@ def test_two_orders_to_stop_that_come_together_are_two(
     process = run("--target", local_url(listener), PROXY_WORKERS="2")
     with calling(process, listener) as (client, _):
         process.tell(signal.SIGTERM)
-        time.sleep(0.1)  # else the kernel makes one of two that are alike
+        time.sleep(0.5)  # else the kernel, or a busy interpreter, makes one of two that are alike
         process.tell(second)
         assert process.status() == 0, "it took the time that running answers have"
         assert b" 503 " in rest(client)
@@ -545,7 +545,7 @@ def test_workers_that_are_replaced_finish_what_they_have_and_orders_are_heard_me
         old = process.workers
         process.tell(signal.SIGHUP)
         assert any(len(set(process.workers) - set(old)) == 2 for _ in polls())
-        assert process.health().status == 200
+        assert any(process.health().status == 200 for _ in polls()), "one that stops may still hear of it"
         assert any(len(process.workers) == 3 for _ in polls()), "it is the one with the stream that stays"
         there.sendall(chunked(b"two"))
         until(client, b"two\r\n")
