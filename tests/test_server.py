@@ -322,9 +322,11 @@ def test_workers_that_are_replaced_show_the_certificate_that_is_there_by_then(ru
     shown.write_text(Path(LISTENER).read_text())
     process = run("--tls-cert", "oxy.pem", "--tls-key", "oxy.pem", "--workers", "2", "--target", NOBODY)
     old = ssl.get_server_certificate(("127.0.0.1", process.port))
-    renewed.server.replace(shown)  # at once: one of the two may still be about to read it
-    process.tell(signal.SIGHUP)
+    process.tell(signal.SIGHUP)  # behind it both serve; before, one may still be reading the files
     assert any(" SIGHUP: all 2 workers are new" in process.errors for _ in polls())
+    shown.write_text(renewed.server.read_text())
+    process.tell(signal.SIGHUP)
+    assert any(process.errors.count(" SIGHUP: all 2 workers are new") == 2 for _ in polls())
     assert any(ssl.get_server_certificate(("127.0.0.1", process.port)) != old for _ in polls()), "nobody looked"
     shown.write_text("no certificate")
     process.tell(signal.SIGHUP)
