@@ -226,7 +226,7 @@ async def whole(pieces: AsyncIterator[str | bytes]) -> str | bytes:
     buffer: StringIO | BytesIO | None = None
     async for piece in pieces:
         if buffer is None:
-            buffer = StringIO(newline="") if isinstance(message, str) else BytesIO()
+            buffer = StringIO() if isinstance(message, str) else BytesIO()
             buffer.write(message)  # type: ignore[arg-type]
         buffer.write(piece)  # type: ignore[arg-type]  # all are of one kind
     return message if buffer is None else buffer.getvalue()

@@ -14,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from proxy.server import (
     announce,
     application,
     configure,
+    end_with,
     listen,
     local_url,
     make_room,
@@ -619,19 +621,41 @@ async def test_a_worker_is_told_to_stop_once_when_its_supervisor_is_gone(
     settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[signal.Signals] = []
+    told = asyncio.Event()
+
+    def order(number: signal.Signals) -> None:
+        orders.append(number)
+        told.set()
+
     ends, its = os.pipe()
     on_windows = SimpleNamespace(
         call_soon_threadsafe=asyncio.get_running_loop().call_soon_threadsafe
     )  # no `add_reader`
     monkeypatch.setattr("asyncio.get_running_loop", lambda: on_windows)
     monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(sentinel=ends))
-    monkeypatch.setattr("signal.raise_signal", orders.append)
+    monkeypatch.setattr("signal.raise_signal", order)
     assert callable(application(settings_of(PROXY_WORKERS="2")))
     await asyncio.sleep(0.05)
     assert orders == []
     os.close(its)
+    async with asyncio.timeout(PATIENCE):
+        await told.wait()
     await asyncio.sleep(0.05)
     assert orders == [signal.SIGTERM]
+    os.close(ends)
+
+
+def test_a_worker_that_has_ended_does_not_care_for_its_supervisor() -> None:
+    ends, its = os.pipe()
+    before = {*threading.enumerate()}
+
+    async def serve() -> None:
+        end_with(ends)
+
+    asyncio.run(serve())
+    [watch] = {*threading.enumerate()} - before
+    os.close(its)
+    watch.join(PATIENCE)  # what it raises fails the test
     os.close(ends)
 
 

@@ -5,6 +5,7 @@ import gc
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Response
 from websockets.protocol import State
 
@@ -160,11 +162,28 @@ async def test_a_flood_of_pings_of_an_upstream_that_does_not_read_leaves_one_pon
         last = await there.ping()
         await there.send("behind the pings")
         assert await hear(client) == "behind the pings"
+        await there.send("by itself")  # which takes no pong away
+        assert await hear(client) == "by itself"
         assert link.transport.get_write_buffer_size() <= size
         for _ in range(held):
             await hear(there)
         async with asyncio.timeout(PATIENCE):
             await last
+
+
+async def test_an_upstream_that_does_not_read_is_told_of_a_close_all_the_same(tmp_path: Path) -> None:
+    async with (
+        Far().listening() as far,
+        running(load({"OXY_TARGET": far.url}, tmp_path)) as proxy,
+        session(proxy, far) as (client, there),
+    ):
+        await fill(client, b"x" * 2**20, most=100)
+        there.transport.write(b"\xff\xff")  # no frame
+        async with asyncio.timeout(PATIENCE):
+            with suppress(ConnectionClosed):
+                while True:
+                    await there.recv()
+        assert there.close_code == 1002
 
 
 @pytest.fixture(scope="module")

@@ -246,6 +246,10 @@ def test_while_one_starts_ctrl_c_and_sighup_wait_and_never_reach_it(
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a process inherits that
         held.append({signal.SIGINT, signal.SIGHUP} <= mask)
 
+    def let_through() -> None:  # as the tracker's start does
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    monkeypatch.setattr("proxy.workers.resource_tracker.ensure_running", let_through)
     monkeypatch.setattr(Puppet, "start", start)
     some = troupe()
     some.handle_ttin()
