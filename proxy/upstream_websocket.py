@@ -29,6 +29,7 @@ from proxy.upgrade import PING_INTERVAL
 from proxy.upstream import Upstream, root, trust
 
 CLOSE_TIMEOUT = 10.0  # seconds in which the upstream has to answer a close, and to read what stands before it
+PARTING = 1.0  # seconds in which it has to end the connection, once both have said that the session is over
 WAITING = 1  # messages that may wait for a client before the upstream is no longer read
 
 # Most specific first.
@@ -135,14 +136,17 @@ class WebSocketUpstream:
 class Link(ClientConnection):
     """A connection to the upstream. While that does not read, it has only its last ping answered (RFC 6455 5.5.3)."""
 
-    _hearing = False
+    _hearing = _parting = False
     _pong: Sequence[bytes] = ()
 
     def data_received(self, data: bytes) -> None:
-        """Hear the upstream."""
+        """Hear the upstream. Once it has closed it has a moment to end the connection, and then we do (7.1.1)."""
         self._hearing = True
         super().data_received(data)
         self._hearing = False
+        if self.protocol.close_rcvd is not None and not self._parting:
+            self._parting = True
+            self.loop.call_later(PARTING, self.transport.abort)
 
     def send_data(self) -> None:
         """Say what is to be said; what answers pings may have to wait."""

@@ -120,6 +120,17 @@ async def test_an_upstream_that_does_not_answer_a_close_is_broken_off(
         await there.closed()
 
 
+async def test_an_upstream_that_closes_and_does_not_hang_up_ends_the_session(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.PARTING", 0.05)
+    async with start() as proxy:
+        client, there = await raw_session(proxy, upstream)
+        await there.say(b"\x81\x04last", b"\x88\x02\x0f\xa0")
+        await client.until(b"\x81\x04last\x88\x02\x0f\xa0")
+        await there.closed()
+
+
 async def test_a_session_ends_with_its_block_even_where_that_breaks() -> None:
     ended: list[object] = []
 
