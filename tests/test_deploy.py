@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "release/.venv/bin"  # which `make dist-check` installs
 UNIT = (ROOT / "deploy/oxy.service").read_text(encoding="utf-8")
 MANIFEST = (ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8")
+ALERTS = (ROOT / "deploy/alerts.yaml").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
@@ -64,6 +65,46 @@ def test_prometheus_shows_the_token_that_the_metrics_want() -> None:
         r"^      authorization:.*\n        credentials: {name: oxy, key: ACCESS_TOKEN}$", monitor, re.MULTILINE
     )
     assert "--from-literal=ACCESS_TOKEN=" in MANIFEST
+
+
+def test_prometheus_understands_the_alerts(tmp_path: Path) -> None:
+    """Two instances, of which one lacks everything that can be lacking, and the other nothing."""
+    well, ill = 'job="oxy",instance="well"', 'job="oxy",instance="ill"'
+    series = {
+        f"up{{{well}}}": "1x10",
+        f"up{{{ill}}}": "0x10",
+        f'oxy_exchanges_total{{{well},result="success"}}': "0+60x10",
+        f'oxy_exchanges_total{{{well},result="internal_error"}}': "0x10",
+        f'oxy_exchanges_total{{{well},result="upstream_timeout"}}': "0+1x10",
+        f'oxy_exchanges_total{{{ill},result="success"}}': "0+30x10",
+        f'oxy_exchanges_total{{{ill},result="internal_error"}}': "0x4 1x5",
+        f'oxy_exchanges_total{{{ill},result="upstream_transport_error"}}': "0+6x10",
+        f'oxy_exchanges_total{{{ill},result="upstream_api_error"}}': "0+60x10",
+        f'oxy_slots{{{well},guard="relay"}}': "100x10",
+        f'oxy_slots{{{ill},guard="relay"}}': "100x10",
+        f'oxy_slots_taken{{{well},guard="relay"}}': "80x10",
+        f'oxy_slots_taken{{{ill},guard="relay"}}': "81x10",
+        f'oxy_refusals_total{{{well},route="relay",result="proxy_overloaded"}}': "7x10",
+        f'oxy_refusals_total{{{ill},route="relay",result="proxy_overloaded"}}': "0x4 1x5",
+        f'oxy_log_entries_dropped_total{{{well},book="log"}}': "7x10",
+        f'oxy_log_entries_dropped_total{{{ill},book="log"}}': "0x4 1x5",
+        f"process_open_fds{{{well}}}": "10x10",
+        f"process_open_fds{{{ill}}}": "90x10",
+        f"process_max_fds{{{well}}}": "100x10",
+        f"process_max_fds{{{ill}}}": "100x10",
+    }
+    given = "".join(f"      - {{series: '{name}', values: '{values}'}}\n" for name, values in series.items())
+    rings = "".join(
+        f'          - {{labels: \'{{alertname="{name}", instance="ill"}}\', value: 1}}\n'
+        for name in re.findall(r"alert: (\w+)", ALERTS)
+    )
+    (tmp_path / "test.yaml").write_text(
+        f"rule_files: [{ROOT / 'deploy/alerts.yaml'}]\ntests:\n  - interval: 1m\n    input_series:\n{given}"
+        "    promql_expr_test:\n"
+        "      - expr: sum by (alertname, instance) (ALERTS{alertstate='firing'})\n"
+        f"        eval_time: 7m\n        exp_samples:\n{rings}"
+    )
+    assert "SUCCESS" in run("promtool", "test", "rules", str(tmp_path / "test.yaml"))
 
 
 def test_compose_understands_its_file(tmp_path: Path) -> None:
