@@ -97,7 +97,7 @@ class Counter:
             admitted, exchange.key = self._access.admit(downstream.headers, own.keys())
         except Unauthorized:
             why = f": none could be read. {complaint}" if complaint is not None and not own.keys() else ""
-            raise Forbidden(f"The security_key is missing or wrong{why}") from None
+            raise Forbidden(f"The security_key is missing or wrong{why}") from complaint
         if complaint is not None:
             raise complaint
         return admitted

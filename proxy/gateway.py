@@ -133,20 +133,25 @@ def server_timing(exchange: Exchange) -> tuple[bytes, bytes]:
 
 
 def understood(exchange: Exchange, problem: Exception) -> Failure:
-    """Return what went wrong as a failure, and write down what an operator has to know of it.
-
-    Tracebacks end here: whoever keeps a failure in a variable is in its traceback. The collector, which comes rarely,
-    would have to find that cycle, and with it all that its frames hold, up to the body of a client without a key.
-    """
+    """Return what went wrong as a failure, and write down what an operator has to know of it."""
     failure = problem if isinstance(problem, Failure) else translated(problem, begun=exchange.answered)
     if failure is None:
         log.error("exchange %s broke: %s %s", exchange.id, exchange.method, exchange.path, exc_info=problem)
         failure = Unforeseen("Something went wrong in the proxy; its log says more")
-    link: BaseException | None = problem
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
+    let_go_of_frames(problem)
     return failure
+
+
+def let_go_of_frames(problem: BaseException) -> None:
+    """Take the tracebacks from an exception and from those that it came from.
+
+    Whoever keeps a failure in a variable is in its traceback. The collector, which comes rarely, would have to find
+    that cycle, and with it all that its frames hold, up to the body of a client without a key.
+    """
+    problem.__traceback__ = None
+    for link in (problem.__cause__, problem.__context__):
+        if link is not None and link.__traceback__ is not None:
+            let_go_of_frames(link)
 
 
 def note(exchange: Exchange, failure: Failure, *, started: bool) -> None:

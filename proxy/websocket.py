@@ -17,7 +17,7 @@ from proxy.access import Access
 from proxy.downstream_websocket import WebSocketDownstream
 from proxy.errors import UpgradeRequired, UpstreamUnreachable
 from proxy.exchange import ABNORMAL, Call, Close, Exchange
-from proxy.gateway import CUT_OFF, GONE, meet, note, understood
+from proxy.gateway import CUT_OFF, GONE, let_go_of_frames, meet, note, understood
 from proxy.guard import AnyGuard, AnyTraffic
 from proxy.handshake import KEY_ITEM, PLAIN, split_query_keys
 from proxy.ledger import Ledger
@@ -65,6 +65,7 @@ class WebSockets:
             with self._guard:
                 await self._pass(exchange, session, call, subprotocols, downstream)
         except Refused as refusal:
+            let_go_of_frames(refusal)
             exchange.status, exchange.result = refusal.status, "upstream_api_error"
             await downstream.answer(exchange, refusal.status, refusal.headers, refusal.body)
         except Exception as problem:

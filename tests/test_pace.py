@@ -48,7 +48,12 @@ def counting(tmp_path: Path) -> Work:
 
 def keeping(tmp_path: Path) -> Work:
     book = History(tmp_path / "history.sqlite", days=30)
-    return lambda: book.write([written()] * BATCH)
+
+    def work() -> None:
+        book.write([written()] * BATCH)
+        book.close(PATIENCE)
+
+    return work
 
 
 @pytest.mark.parametrize(

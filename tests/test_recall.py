@@ -159,7 +159,9 @@ def test_an_entry_comes_back_as_it_was_written(recall: Recall) -> None:
 
 def test_the_latest_number_is_that_of_the_newest_entry(recall: Recall, tmp_path: Path) -> None:
     assert recall.latest() == 6
-    History(tmp_path / "another", days=1).write([])
+    another = History(tmp_path / "another", days=1)
+    another.write([])
+    another.close(0)
     assert Recall(tmp_path / "another").latest() == 0
 
 
