@@ -211,7 +211,7 @@ async def test_a_proxy_without_a_port_is_at_80(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("way", ["fast"], indirect=True)  # httpx takes it for the target's silence
 async def test_a_proxy_that_is_silent_is_a_504(start: Start, upstream: Upstream) -> None:
     async with start(
-        OXY_TARGET="https://api.example", HTTPS_PROXY=upstream.url, OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS="50"
+        OXY_TARGET="https://api.example", HTTPS_PROXY=upstream.url, OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS="200"
     ) as proxy:
         client = await proxy.connect()
         await client.say(request())
