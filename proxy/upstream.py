@@ -11,7 +11,6 @@ import re
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Protocol
@@ -86,12 +85,8 @@ class Upstream:
         self._entra = Entra(settings.entra_scope, tell) if settings.upstream_auth == "entra" else None
         self.prepares = settings.azure != "off" or self._entra is not None
         self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
-        self._timeouts = Timeouts(
-            connect=settings.connect_timeout,
-            read=settings.upstream_timeout,
-            write=settings.upstream_timeout,
-            pool=settings.connect_timeout,
-        )
+        self._connect_timeout = settings.connect_timeout
+        self._timeouts = self._within(settings.upstream_timeout)
 
     async def open(self, exchange: Exchange, call: Call) -> Answer:
         """Send the call; return its answer when the head is there.
@@ -133,15 +128,18 @@ class Upstream:
 
     async def _open(self, call: Call) -> Answer:
         headers = [self._host, *call.headers]
-        timeouts = self._timeouts
-        if call.timeout is not None:
-            timeouts = replace(timeouts, read=call.timeout, write=call.timeout)
+        timeouts = self._timeouts if call.timeout is None else self._within(call.timeout)
         target = self.place(call.target)
         answer = await self._bank.open(call.method, target, headers, call.body, timeouts, call.shaped)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one
             await answer.close()
             raise UpstreamUnreachable(f"The upstream answered with status {answer.status}, which is none")
         return answer
+
+    def _within(self, seconds: float) -> Timeouts:
+        # Connecting is on the way to the head: whoever gives that so little time does not want to wait longer for it.
+        connect = min(self._connect_timeout, seconds)
+        return Timeouts(connect=connect, read=seconds, write=seconds, pool=connect)
 
     @property
     def connections(self) -> tuple[int, int]:

@@ -67,7 +67,8 @@ class WebSocketUpstream:
         self._prepare = upstream.prepare
         self._proxy = settings.outbound_proxy
         self._max_size = settings.websocket_max
-        self._connect_timeout, self._timeout = settings.connect_timeout, settings.upstream_timeout
+        self._timeout = settings.upstream_timeout
+        self._connect_timeout = min(settings.connect_timeout, self._timeout)  # as for a request (`Upstream`)
         self._tls: ssl.SSLContext | None = None
 
     async def open(self, call: Call, subprotocols: list[bytes]) -> "Remote":

@@ -842,6 +842,17 @@ async def test_the_upstream_has_the_time_that_the_caller_gives_it(
         await there.closed()
 
 
+async def test_to_connect_takes_no_longer_than_the_caller_gives_it_for_the_head(
+    start: Start, upstream: Upstream
+) -> None:
+    async with start(**SWAP, OXY_TARGET=f"https://127.0.0.1:{upstream.port}") as proxy:  # which is silent in TLS
+        client = await proxy.connect()
+        await client.say(post(b"/openai2", {**SECURED, "timeout": 100}))
+        back = await client.hear()
+        assert (back.status, error(back)["message"]) == (504, "Timeout while connecting to the upstream")
+        await (await upstream.accept()).closed()
+
+
 async def test_a_caller_may_give_more_time_than_the_setting(start: Start, upstream: Upstream) -> None:
     async with start(**SWAP, OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="20") as proxy:
         patient, hasty = await proxy.connect(), await proxy.connect()

@@ -110,6 +110,14 @@ async def test_an_upstream_that_resets_is_a_502(start: Start, upstream: Upstream
         assert (await client.hear()).status == 502
 
 
+@pytest.mark.parametrize("setting", ["OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", "OPENAI_PROXY_UPSTREAM_TIMEOUT_MS"])
+async def test_an_upstream_that_does_not_shake_hands_in_time_is_a_504(
+    start: Start, upstream: Upstream, setting: str
+) -> None:
+    status, error = await ask(start, OXY_TARGET=f"https://127.0.0.1:{upstream.port}", **{setting: "50"})
+    assert (status, error["message"]) == (504, "Timeout while connecting to the upstream")
+
+
 async def test_an_upstream_that_is_silent_is_a_504(start: Start, upstream: Upstream) -> None:
     status, error = await ask(start, OPENAI_PROXY_UPSTREAM_TIMEOUT_MS="50")
     assert (status, error["type"], error["code"]) == (504, "upstream_timeout", "OPENAI_PROXY_TIMEOUT")

@@ -88,6 +88,7 @@ async def test_an_upstream_that_does_not_shake_hands_in_time_is_a_504(start: Sta
     ("setting", "scheme", "kind"),
     [
         ("OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS", "https", "connect"),
+        ("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", "https", "connect"),
         ("OPENAI_PROXY_UPSTREAM_TIMEOUT_MS", "http", "head"),
     ],
 )
