@@ -49,11 +49,11 @@ class Objects:
         for name in NAMES:
             if found := members.pop(name, None):
                 own.add(name, found.value)
+        exchange.asked = model_in(members)  # of what is refused, too
         admitted = self._counter.admit(exchange, downstream, own, complaint)
         size = sum(len(found.text) for found in members.values())
         members, text = await self._counter.known.aside.do_if_long(size, partial(self._rewritten, members))
-        if (model := members.get("model")) is not None:
-            exchange.asked = model_of(model.value)
+        exchange.asked = model_in(members)
         body = None if self._empty == "nothing" and not members else Whole(text)
         target = with_query(self._target or responses.target(downstream.path), query)
         call = self._counter.call(exchange, downstream, own, admitted, target=target, body=body, content_type=JSON)
@@ -80,6 +80,12 @@ class Objects:
         else:
             work = partial(unfolded, body, coding, limit)
         return await room.aside.do(len(body), work)
+
+
+def model_in(members: Members) -> str | None:
+    """Return the model that an object asks for, if it names one."""
+    model = members.get("model")
+    return model_of(model.value) if model is not None else None
 
 
 def unfolded(body: bytes, coding: bytes, limit: int) -> tuple[Members, Failure | None]:

@@ -284,6 +284,13 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
         {},
         {"status": 429, "route": "openai", "model": "err-429"},
     ),
+    "a model that was asked for in what is refused": (
+        saying(
+            request("POST", b"/openai", [(b"X-API-Key", CLIENT_KEY.encode())], b'{"stream": true, "model": "gpt-4o"}')
+        ),
+        {},
+        {"status": 400, "route": "openai", "model": "gpt-4o"},
+    ),
     "a model that answers for another": (
         saying(request("POST", b"/openai", [(b"X-API-Key", CLIENT_KEY.encode())], ASKED), answer(200, JSON, USED)),
         {},
