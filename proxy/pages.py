@@ -25,8 +25,15 @@ PAGE_HEADERS = {
 KEY_HINTS: dict[Mode, tuple[str, str]] = {
     "transparent": ("your OpenAI key", "Your own key goes through to the API untouched."),
     "swap": ("your client key", "The client key is checked here and swapped for the server's own key."),
-    "guarded": ("your client key", "Send the client key as X-API-Key and your own OpenAI key as Authorization."),
+    "guarded": ("your OpenAI key", "Send the client key as X-API-Key and your own OpenAI key as Authorization."),
     "open": ("any text", "No key is asked for: the server's own key is put in."),
+}
+
+# What clients say besides where both keys are wanted.
+BOTH_KEYS = {
+    "python_besides": ', default_headers={"X-API-Key": "your client key"}',
+    "node_besides": '\n  defaultHeaders: { "X-API-Key": "your client key" },',
+    "curl_besides": ' -H "X-API-Key: your client key"',
 }
 
 
@@ -58,13 +65,14 @@ def welcome(settings: Settings) -> Page:
     """Return the page at `/`: HTML for a browser, one line of text for anything that does not ask for HTML."""
     view = View("welcome")
     api_key, key_hint = KEY_HINTS[settings.mode]
+    besides = BOTH_KEYS if settings.mode == "guarded" else dict.fromkeys(BOTH_KEYS, "")
     state = {"version": __version__, "mode": settings.mode, "target": settings.target.authority}
 
     def render(request: Request) -> Response:
         if not asks_for_html(request.headers.get("accept", "")):
             return PlainTextResponse(WELCOME, headers=PAGE_HEADERS)
         base_url = str(request.base_url).rstrip("/")
-        page = view(base_url=base_url, api_key=api_key, key_hint=key_hint, **state)
+        page = view(base_url=base_url, api_key=api_key, key_hint=key_hint, **besides, **state)
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
     return Page(render)

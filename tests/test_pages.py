@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 
 import pytest
 
@@ -91,6 +92,17 @@ async def test_the_page_says_which_key_is_wanted_and_shows_none(start: Start, mo
     assert hint in shown.replace("&#x27;", "'")
     assert CLIENT_KEY not in shown
     assert UPSTREAM_KEY not in shown
+
+
+async def test_in_guarded_mode_the_page_tells_clients_to_show_both_keys(start: Start) -> None:
+    async with start(**MODE_SETTINGS["guarded"]) as proxy:
+        shown = unescape(await page(await proxy.connect(), b"proxy.example"))
+    for line in (
+        'api_key="your OpenAI key", default_headers={"X-API-Key": "your client key"})',
+        'apiKey: "your OpenAI key",\n  defaultHeaders: { "X-API-Key": "your client key" },\n})',
+        '-H "Authorization: Bearer your OpenAI key" -H "X-API-Key: your client key"',
+    ):
+        assert line in shown
 
 
 def test_every_mode_has_its_hint_and_its_line_in_the_log() -> None:
