@@ -78,14 +78,14 @@ class WebSocketDownstream:
         if status not in NO_BODY:
             fields = [pair for pair in fields if pair[0] != b"content-length"]
             fields.append((b"content-length", b"%d" % len(body)))
-        await self._answer(status, fields + exchange.ids, body)
+        await self._answer(exchange, status, fields + exchange.ids, body)
 
     async def refuse(self, exchange: Exchange, failure: Failure) -> None:
         """Answer with a failure, or close a session that has begun."""
         if self.accepted:
             await self.close(Close(BROKEN, str(failure)))
             return
-        await self._answer(failure.status, *as_answer(failure, exchange))
+        await self._answer(exchange, failure.status, *as_answer(failure, exchange))
 
     async def messages(self) -> AsyncIterator[str | bytes]:
         """Yield what the client says until it closes; reading on is the backpressure."""
@@ -114,7 +114,8 @@ class WebSocketDownstream:
         """Close. Silent once the client has."""
         await self._say({"type": "websocket.close", "code": close.sayable, "reason": close.reason})
 
-    async def _answer(self, status: int, fields: Pairs, body: bytes) -> None:
+    async def _answer(self, exchange: Exchange, status: int, fields: Pairs, body: bytes) -> None:
+        exchange.bytes_out = len(body)
         await self._say({"type": "websocket.http.response.start", "status": status, "headers": fields})
         await self._say({"type": "websocket.http.response.body", "body": body})
 

@@ -15,11 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.access import Access
 from proxy.downstream_websocket import WebSocketDownstream
-from proxy.errors import UpgradeRequired, UpstreamUnreachable
+from proxy.errors import Pairs, UpgradeRequired, UpstreamUnreachable
 from proxy.exchange import ABNORMAL, Call, Close, Exchange
-from proxy.gateway import CUT_OFF, GONE, let_go_of_frames, meet, note, understood
+from proxy.gateway import CUT_OFF, GONE, let_go_of_frames, meet, note, read, understood
 from proxy.guard import AnyGuard, AnyTraffic
 from proxy.handshake import KEY_ITEM, PLAIN, split_query_keys
+from proxy.headers import first
 from proxy.ledger import Ledger
 from proxy.routes import Relay
 from proxy.session import Session
@@ -68,6 +69,7 @@ class WebSockets:
             let_go_of_frames(refusal)
             exchange.status, exchange.result = refusal.status, "upstream_api_error"
             await downstream.answer(exchange, refusal.status, refusal.headers, refusal.body)
+            exchange.first_byte = exchange.elapsed()
         except Exception as problem:
             failure = understood(exchange, problem)
             note(exchange, failure, started=downstream.accepted)
@@ -91,20 +93,22 @@ class WebSockets:
         subprotocols: list[bytes],
         downstream: WebSocketDownstream,
     ) -> None:
-        waited = exchange.elapsed()
-        async with await self._open(call, subprotocols) as remote:
-            exchange.upstream_wait = exchange.elapsed() - waited
+        async with await self._open(exchange, call, subprotocols) as remote:
             await downstream.accept(exchange, public(remote.subprotocol), self._veil.over_head(remote.headers))
             exchange.status, exchange.first_byte = 101, exchange.elapsed()
             await relay(downstream, remote, session, self._veil)
             exchange.result = "success"
 
-    async def _open(self, call: Call, subprotocols: list[bytes]) -> Remote:
+    async def _open(self, exchange: Exchange, call: Call, subprotocols: list[bytes]) -> Remote:
         """Open the upstream's session. Raises `Refused`, with keys masked, or `Failure`."""
+        called = exchange.elapsed()
         try:
-            return await self._upstream.open(call, subprotocols)
+            remote = await self._upstream.open(call, subprotocols)
         except Refused as refusal:
+            note_answer(exchange, refusal.headers, called)
             raise Refused(refusal.status, *self._veil.over_whole(refusal.headers, refusal.body)) from None
+        note_answer(exchange, remote.headers, called)
+        return remote
 
     async def _shape(self, exchange: Exchange, downstream: WebSocketDownstream) -> tuple[Call, list[bytes]]:
         """Return the call and the subprotocols that go with it. Raises `Failure`."""
@@ -129,12 +133,19 @@ class WebSockets:
         return None if self._access.is_client_key(item[len(KEY_ITEM) :]) else item
 
 
+def note_answer(exchange: Exchange, headers: Pairs, called: float) -> None:
+    """Write down the upstream's answer to a handshake, whichever it is."""
+    exchange.upstream_wait = exchange.elapsed() - called
+    exchange.upstream_id = read(first(headers, b"x-request-id"))
+
+
 def settle(exchange: Exchange, session: Session) -> None:
     """Write down what a session was."""
     exchange.duration = exchange.elapsed()
     exchange.stream = True
     exchange.bytes_in, exchange.messages_in = session.sent.size, session.sent.messages
-    exchange.bytes_out, exchange.messages_out = session.heard.size, session.heard.messages
+    exchange.bytes_out += session.heard.size  # to those of a refusal, if it was one
+    exchange.messages_out = session.heard.messages
     exchange.close_code = session.close_code
     exchange.usage, exchange.model = dict(session.usage) or None, session.model
 

@@ -277,6 +277,38 @@ async def test_a_session_is_one_entry_in_the_ledger(start: Start, far: Far, tmp_
     assert {fact: entry.get(fact) for fact in expected} == expected
 
 
+@pytest.mark.parametrize("answers", [None, Response(403, "No", Headers([("X-Request-Id", "req_1")]), b"not you")])
+async def test_how_the_upstream_answered_a_handshake_is_in_the_entry(
+    start: Start, tmp_path: Path, answers: Response | None
+) -> None:
+    def named(_: object, __: object, response: Response) -> None:
+        response.headers["X-Request-Id"] = "req_1"
+
+    history = tmp_path / "history.sqlite"
+    async with (
+        Far().listening(process_response=named) as far,
+        start(OXY_TARGET=far.url, PROXY_HISTORY=str(history)) as proxy,
+    ):
+        far.answers = answers
+        if answers is None:
+            async with session(proxy, far):
+                pass
+        else:
+            await refused(proxy)
+    (entry,) = Recall(history).newest()
+    assert (entry["status"], entry["upstream_id"]) == (403 if answers else 101, "req_1")
+    assert entry["bytes_out"] == len(answers.body if answers and answers.body else b"")
+    assert 0 < entry["upstream_wait"] <= entry["first_byte"] <= entry["duration"]
+
+
+async def test_the_bytes_of_a_refused_handshake_are_counted(start: Start, tmp_path: Path) -> None:
+    history = tmp_path / "history.sqlite"
+    async with start(**SWAP, PROXY_HISTORY=str(history)) as proxy:
+        response = await refused(proxy)
+    (entry,) = Recall(history).newest()
+    assert (entry["status"], entry["bytes_out"]) == (401, len(response.body or b""))
+
+
 @pytest.mark.parametrize(
     ("how", "result", "failure"),
     [
