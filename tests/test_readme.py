@@ -4,13 +4,17 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from socket import socket
 from textwrap import dedent
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from proxy.__main__ import invitation, parser
-from proxy.demo import CLIENT_KEY
+from proxy.demo import CLIENT_KEY, UPSTREAM_KEY
 from proxy.errors import Failure
+from proxy.server import announce
 from proxy.settings import load
 from tests.conftest import SettingsOf
 
@@ -95,6 +99,16 @@ def test_a_snippet_calls_the_demo_with_its_key(language: str, text: str) -> None
     assert text.count(CLIENT_KEY) == len(urls)
     if language == "python":
         ast.parse(text)
+
+
+def test_the_log_of_the_demo_is_shown_as_it_is_written(
+    settings_of: SettingsOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    demo = {"OXY_TARGET": "http://127.0.0.1:43733", "OPENAI_API_KEY": UPSTREAM_KEY, "PROXY_X_API_KEY": CLIENT_KEY}
+    with caplog.at_level("INFO", "oxy"):
+        announce(settings_of(**demo), cast(socket, SimpleNamespace(getsockname=lambda: ("0.0.0.0", 18443))))
+    shown = re.findall(r"^    [-0-9]+T[:.0-9]+Z INFO (.*)$", README, re.MULTILINE)
+    assert shown == [record.getMessage() for record in caplog.records]
 
 
 def test_the_first_curl_line_and_the_python_client_are_those_that_the_demo_prints() -> None:
