@@ -7,6 +7,7 @@ requests that such a server lets through, and the order of what it says, by hand
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from proxy.pure import PureProtocol
 from proxy.request import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from proxy.server import configure
 from tests.conftest import SettingsOf, running
+from tests.desk import BEARER, TOKEN
 from tests.peers import PATIENCE, Pairs, Peer, Upstream, chunked, request
 from tests.sockets import Far, ended, hear, session
 
@@ -323,6 +325,18 @@ async def test_under_uvicorn_as_it_comes_a_304_is_whole_whatever_length_it_state
             await client.say(request())
             heard = await client.hear()
             assert (heard.status, heard.get(b"etag")) == (304, b"a")
+
+
+@pytest.mark.parametrize(("named", "status"), [(True, 200), (False, 503)])
+async def test_under_uvicorn_as_it_comes_the_log_is_the_history_that_the_settings_name(
+    settings_of: SettingsOf, tmp_path: Path, named: bool, status: int
+) -> None:
+    history = str(tmp_path / "history.sqlite") if named else ""
+    settings = settings_of(ACCESS_TOKEN=TOKEN, PROXY_HISTORY=history)
+    async with running(settings, config=Config(create_app(settings), log_config=None)) as proxy:
+        client = await proxy.connect()
+        await client.say(request("GET", b"/log", [BEARER]))
+        assert (await client.hear()).status == status
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
