@@ -8,7 +8,7 @@ number beyond a double's range, half of a surrogate pair and a NUL are refused, 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from proxy.errors import BadRequest
@@ -54,8 +54,11 @@ def write(members: Members) -> str:
     return "{" + ",".join(f"{member.name}:{member.text}" for member in members.values()) + "}"
 
 
-def read(body: bytes) -> tuple[Members, BadRequest | None]:
-    """Return the members of the object in `body`, as far as they can be read, and the first thing wrong with it."""
+def read(body: bytes, ours: Collection[str] = ()) -> tuple[Members, BadRequest | None]:
+    """Return the members of the object in `body`, as far as they can be read, and the first thing wrong with it.
+
+    Those that are `ours` go no further, so that no other parser can make something else of their numbers.
+    """
     if not body:
         return {}, BadRequest("The body is empty: a JSON object is expected")
     try:
@@ -64,7 +67,7 @@ def read(body: bytes) -> tuple[Members, BadRequest | None]:
         return {}, BadRequest(f"The body is not JSON: byte {problem.start} is not UTF-8")
     if _too_many(text):
         return {}, BadRequest(f"The body holds more than {MAX_VALUES} values")
-    reader = Reader(text)
+    reader = Reader(text, ours)
     try:
         reader.read(most=MAX_MEMBERS)
     except json.JSONDecodeError as problem:
@@ -101,6 +104,7 @@ class Reader:
     """One reading of a text. What is wrong but does not hinder it is its `complaint`, the first; the rest it raises."""
 
     text: str
+    ours: Collection[str] = ()
     members: Members = field(default_factory=dict)
     complaint: str = ""
     _name: str = ""
@@ -171,7 +175,7 @@ class Reader:
 
     def _finite(self, text: str) -> float:
         value = float(text)
-        if not math.isfinite(value):
+        if not math.isfinite(value) and self._name not in self.ours:
             self.complain("a number in it is too large, or is none")
         return value
 

@@ -74,7 +74,7 @@ class Objects:
             return {}, None
         coding = downstream.fields.get(b"content-encoding", b"")
         if is_identity(coding) and len(body) <= MOST_AT_ONCE:
-            return read(body)
+            return read(body, NAMES)
         if room is self._counter.strangers:
             work = partial(of_a_stranger, body, coding, min(limit, MOST_OF_A_STRANGERS), self._counter.is_shown_in)
         else:
@@ -91,7 +91,7 @@ def model_in(members: Members) -> str | None:
 def unfolded(body: bytes, coding: bytes, limit: int) -> tuple[Members, Failure | None]:
     """Return the members of the object in a body, of one coding or none, and what is wrong with it."""
     try:
-        return read(expanded(body, coding, limit))
+        return read(expanded(body, coding, limit), NAMES)
     except (BadRequest, BodyTooLarge) as complaint:
         return {}, complaint
 
@@ -107,7 +107,7 @@ def of_a_stranger(
         text = expanded(body, coding, limit)
     except (BadRequest, BodyTooLarge) as complaint:
         return {}, complaint
-    return read(text) if len(text) <= MOST_AT_ONCE or is_shown_in(text) else ({}, None)
+    return read(text, NAMES) if len(text) <= MOST_AT_ONCE or is_shown_in(text) else ({}, None)
 
 
 class Queries:

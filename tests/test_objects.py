@@ -5,7 +5,7 @@ import gzip
 import json
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
@@ -524,9 +524,9 @@ async def test_a_long_body_in_which_no_key_stands_is_not_read(
 ) -> None:
     readings: list[int] = []
 
-    def noted(text: bytes) -> Any:
+    def noted(text: bytes, ours: Collection[str]) -> Any:
         readings.append(len(text))
-        return jsontext.read(text)
+        return jsontext.read(text, ours)
 
     monkeypatch.setattr(objects, "read", noted)
     upstream.says(answer())
@@ -824,10 +824,11 @@ SHORT = {"OPENAI_PROXY_UPSTREAM_TIMEOUT_MS": "100"}
         ({}, post(b"/chatgpt", {**SECURED, "prompt": "Hi", "timeout": "100"})),
         ({}, request("GET", b"/openai2/resp_1?timeout=1e2", [SHOWN])),
         (SHORT, post(b"/embeddings", {**SECURED, "timeout": "soon"})),
+        (SHORT, post(b"/openai2", b'{"security_key": "%b", "timeout": 1e999}' % CLIENT_KEY.encode())),
         (SHORT, post(b"/openai", SECURED)),
         ({**SHORT, "OPENAI_PROXY_UPSTREAM_MAX_TIMEOUT_MS": "100"}, post(b"/openai2", {**SECURED, "timeout": 60_000})),
     ],
-    ids=["body", "text", "query", "invalid", "default", "clamped"],
+    ids=["body", "text", "query", "invalid", "not finite", "default", "clamped"],
 )
 async def test_the_upstream_has_the_time_that_the_caller_gives_it(
     start: Start, upstream: Upstream, settings: dict[str, str], said: bytes
