@@ -249,8 +249,9 @@ def translated(problem: Exception, *, begun: bool = False) -> Failure | None:
     failure.detail = type(problem).__name__
     if isinstance(problem, httpx.ConnectError):  # nothing was sent or heard yet, so that nothing secret can be in it
         failure.detail += f": {root(problem)}"
-    if isinstance(problem, httpx.ProxyError) and (status := re.match(r"\d{3}\b", str(problem))):
-        failure.detail += f": {status[0]}"  # its other words may quote what it was told, which is secret
+    if isinstance(problem, httpx.ProxyError):  # its words may quote what it was told, which is secret
+        status = re.match(r"\d{3}\b", str(problem))
+        failure.detail = f"ProxyError: {status[0]}" if status else "ProxyError"
     return failure
 
 

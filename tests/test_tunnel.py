@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.tunnel import Tunnels
+from proxy.tunnel import NoTunnel, Tunnels
 from proxy.upstream import translated
 from tests.conftest import Start
 from tests.peers import PATIENCE, Tunnel, Upstream, answer, chunked, free_port, request
@@ -90,8 +90,9 @@ async def test_a_proxy_that_refuses_is_a_502(start: Start, upstream: Upstream, s
     assert [heard.start for heard in upstream.heard] == [b"CONNECT api.example:443 HTTP/1.1"]
 
 
-def test_of_what_a_proxy_said_the_log_has_the_status_alone() -> None:
-    failures = [translated(httpx.ProxyError(said)) for said in ("407 me:secret is wrong", "4070", "me:secret")]
+@pytest.mark.parametrize("kind", [httpx.ProxyError, NoTunnel])
+def test_of_what_a_proxy_said_the_log_has_the_status_alone(kind: type[httpx.ProxyError]) -> None:
+    failures = [translated(kind(said)) for said in ("407 me:secret is wrong", "4070", "me:secret")]
     assert [failure and failure.detail for failure in failures] == ["ProxyError: 407", "ProxyError", "ProxyError"]
 
 
