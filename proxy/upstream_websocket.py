@@ -21,10 +21,11 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
-from proxy.dial import dial
+from proxy.dial import Dial
 from proxy.errors import Failure, Pairs, UpstreamTimeout, UpstreamUnreachable
 from proxy.exchange import ABNORMAL, Call, Close
 from proxy.settings import Settings
+from proxy.tunnel import way_out
 from proxy.upgrade import PING_INTERVAL
 from proxy.upstream import Upstream, root, trust
 
@@ -66,13 +67,15 @@ class WebSocketUpstream:
         self._place = upstream.place
         self._prepare = upstream.prepare
         self._proxy = settings.outbound_proxy
+        # Through proxies of other kinds it is the library that connects.
+        self._by = way_out(self._proxy) if self._proxy is None or settings.by_tunnel else None
         self._max_size = settings.websocket_max
         self._timeout = settings.upstream_timeout
         self._connect_timeout = min(settings.connect_timeout, self._timeout)  # as for a request (`Upstream`)
         self._tls: ssl.SSLContext | None = None
 
     async def open(self, call: Call, subprotocols: list[bytes]) -> "Remote":
-        """Open a session with what the call says. Raises `Refused` or `Failure`."""
+        """Open a session with what the call says. Raises `Refused`, `Failure` or, of httpx's, `NoTunnel`."""
         await self._prepare(call)
         offered = [Subprotocol(item.decode("latin-1")) for item in subprotocols] or None
         # Path and query together, as they are: the library would put them together anew.
@@ -98,17 +101,17 @@ class WebSocketUpstream:
             self._tls = await asyncio.to_thread(trust, self._target, self._authorities)  # it takes a tenth of a second
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers]
         try:
-            return Remote(await (self._dial(make, fields) if self._proxy is None else self._tunnel(make, fields)))
+            return Remote(await (self._dial(make, fields, self._by) if self._by else self._tunnel(make, fields)))
         except InvalidStatus as refusal:
             raise refused(refusal.response) from None
         except (InvalidHandshake, ImportError, OSError) as problem:
             raise translated(problem) from problem
 
-    async def _dial(self, make: Make, fields: Texts) -> ClientConnection:
-        """Go straight to the target."""
+    async def _dial(self, make: Make, fields: Texts, by: Dial) -> ClientConnection:
+        """Go straight to the target, or through a tunnel."""
         address = (self._target.host, self._target.port)
         async with within(self._connect_timeout, "Timeout while connecting to the upstream", "ConnectTimeout"):
-            connection = await dial(asyncio.get_running_loop(), make, address, self._tls)
+            connection = await by(asyncio.get_running_loop(), make, address, self._tls)
         try:
             async with within(self._timeout, "Timeout while waiting for the upstream's response", "ReadTimeout"):
                 await connection.handshake(fields, None)
@@ -119,7 +122,7 @@ class WebSocketUpstream:
         return connection
 
     async def _tunnel(self, make: Make, fields: Texts) -> ClientConnection:
-        """Go through the outbound proxy."""
+        """Go through an outbound proxy of another kind."""
         scheme = "wss" if self._tls else "ws"
         async with within(self._timeout, "Timeout while waiting for the upstream's response", "ReadTimeout"):
             return await Opening(

@@ -273,6 +273,22 @@ async def test_an_outbound_proxy_that_refuses_is_a_502(start: Start, upstream: U
     assert heard == (502, "OPENAI_PROXY_TRANSPORT", "The outbound proxy did not let the connection through")
 
 
+async def test_an_outbound_proxy_that_is_silent_has_the_time_to_connect(start: Start, upstream: Upstream) -> None:
+    proxied = {"OXY_TARGET": "https://api.example", "HTTPS_PROXY": upstream.url}
+    heard = await told(start, **proxied, OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS="50")
+    assert heard == (504, "OPENAI_PROXY_TIMEOUT", "Timeout while connecting to the upstream")
+
+
+async def test_an_outbound_proxy_that_wants_a_password_is_told_of_in_the_log(
+    start: Start, upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.says(answer(407))
+    history = tmp_path / "history.sqlite"
+    await told(start, OXY_TARGET="https://api.example", HTTPS_PROXY=upstream.url, PROXY_HISTORY=str(history))
+    (entry,) = Recall(history).newest()
+    assert entry["detail"] == "ProxyError: 407"
+
+
 async def test_behind_an_outbound_proxy_a_redirect_is_the_clients_to_follow(start: Start, tmp_path: Path) -> None:
     async with Upstream().listening() as upstream:
         upstream.says(answer(302, [(b"Location", b"ws://elsewhere.example/")]))
