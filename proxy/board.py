@@ -115,7 +115,8 @@ class Board:
     def _newest(self, wanted: Wanted, after: int) -> tuple[int, Html]:
         """Return the rows of what came after that number, and the number up to which there are no others."""
         latest = self._recall.latest()  # asked first, for what comes in between may be wanted
-        entries = self._recall.newest(wanted, after=after)
+        # A number from beyond the newest is one of a history that was there before this one.
+        entries = self._recall.newest(wanted, after=after if after <= latest else 0)
         rows = joined(*(self._entry(**shown(facts)) for facts in entries))
         return max([latest, *(facts["number"] for facts in entries[:1])]), rows
 

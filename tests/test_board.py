@@ -407,6 +407,13 @@ async def test_a_stream_that_broke_goes_on_where_it_was(desk: Desk, target: byte
     assert (number, entries.count("<tr>")) == ("4", 1)
 
 
+async def test_what_comes_after_the_end_of_another_history_is_the_beginning(desk: Desk) -> None:
+    desk.history.write(exchanges())
+    client = await desk.stream(b"/log/live", (b"Last-Event-ID", b"3054"))
+    number, entries = await next_event(client, "entries")
+    assert (number, entries.count("<tr>")) == ("4", 4)
+
+
 @pytest.mark.parametrize("after", [b"", b"x", b"-1", b"1e9", b"9" * 40, b"%C2%B2"])
 async def test_a_place_that_is_none_is_the_beginning(desk: Desk, after: bytes) -> None:
     desk.history.write(exchanges())
