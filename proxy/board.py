@@ -89,7 +89,7 @@ class Board:
             silent = 0 if said else silent + 1
             if silent == SILENCE:
                 silent = 0
-                said.append(b": alive\n\n")
+                said.append(event("alive", None))  # no comment, for of those a script does not hear
             yield b"".join(said)
             await asyncio.sleep(TURN)
 

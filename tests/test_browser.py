@@ -189,6 +189,60 @@ async def test_a_page_says_that_the_history_fails_for_as_long_as_it_does(desk: D
     await expect(page.get_by_role("status")).to_have_text("Live")
 
 
+async def test_a_page_asks_again_where_it_hears_nothing_or_is_refused(
+    desk: Desk, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = await open_page("/log", let_in=False)
+    await page.clock.install()
+    await page.goto(f"{desk.proxy.url}/log?access_token={TOKEN}")
+    status = page.get_by_role("status")
+    await expect(status).to_have_text("Live")
+    monkeypatch.setattr(board, "TURN", PATIENCE)  # as if it had gone without a word
+    await page.wait_for_timeout(200)
+    await page.route("**/live*", lambda route: route.fulfill(status=403))  # as a server in front would
+    await page.clock.fast_forward(46_000)
+    await expect(status).to_contain_text("Not live: trying again")
+    monkeypatch.setattr(board, "TURN", 0.05)
+    desk.history.write([written(path="/v1/new")])
+    await page.unroute("**/live*")
+    await page.clock.fast_forward(21_000)
+    await expect(paths(page)).to_have_text(["/v1/new"])
+    await expect(status).to_have_text("Live")
+
+
+async def test_a_page_that_hears_that_all_is_well_asks_once(
+    desk: Desk, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "SILENCE", 1)
+    page = await open_page("/log", let_in=False)
+    await page.clock.install()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/live?" in request.url else None)
+    await page.goto(f"{desk.proxy.url}/log?access_token={TOKEN}")
+    await expect(page.get_by_role("status")).to_have_text("Live")
+    for _ in range(3):
+        await page.clock.fast_forward(40_000)
+        await page.wait_for_timeout(200)  # of the proxy's time, in which it says that it is alive
+    assert len(asked) == 1
+
+
+async def test_an_entry_that_is_open_stays_where_it_is(desk: Desk, open_page: Open) -> None:
+    desk.history.write([written(path="/v1/first")])
+    page = await open_page("/log")
+    status = page.get_by_role("status")
+    await expect(status).to_have_text("Live")
+    await page.locator("summary").click()
+    desk.history.write([written(path="/v1/second")])
+    await expect(status).to_have_text("Live; new entries wait while one is open")
+    await expect(page.locator("dt:text-is('Requests') + dd")).to_contain_text("2")
+    desk.history.write([written(path="/v1/third")])
+    await expect(page.locator("dt:text-is('Requests') + dd")).to_contain_text("3")
+    await expect(paths(page)).to_have_text(["/v1/first"])
+    await page.locator("summary").click()
+    await expect(paths(page)).to_have_text(["/v1/third", "/v1/second", "/v1/first"])
+    await expect(status).to_have_text("Live")
+
+
 async def test_the_form_filters_and_what_comes_is_filtered_too(desk: Desk, open_page: Open) -> None:
     desk.history.write([written(path="/v1/a", model="m-1"), written(path="/v1/b", model="m-2", route="openai")])
     page = await open_page("/log")
