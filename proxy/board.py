@@ -47,19 +47,19 @@ class Board:
         self._overview = overview
         self._path = path
         self._failed = failed
+        self._title = "Errors" if failed else "Log"
         self._log, self._keys, self._option = View("log"), View("keys"), View("option")
         self._entry, self._none = View("entry"), View("none")
 
     async def page(self, request: Request) -> Response:
         """Return the page."""
         wanted = asked(request, failed=self._failed)
-        title = "Errors" if self._failed else "Log"
         try:
             overview = await self._overview(wanted)()
             content = await asyncio.to_thread(self._content, wanted, overview)
         except NoHistory as problem:
-            return HTMLResponse(self._shell.notice(title, str(problem), at=self._path), 503)
-        return HTMLResponse(self._shell(title, content, at=self._path, script="board.js"))
+            return HTMLResponse(self._shell.notice(self._title, str(problem), at=self._path), 503)
+        return HTMLResponse(self._shell(self._title, content, at=self._path, script="board.js"))
 
     async def live(self, request: Request) -> Response:
         """Return the stream of what is new since the entry `after`, or since the one that a broken stream came to."""
@@ -98,6 +98,7 @@ class Board:
         results = [result for result in RESULTS if not (self._failed and result in WELL)]
         latest, rows = self._newest(wanted, 0)
         return self._log(
+            title=self._title,
             overview=overview,
             live=f"{self._path}/live?{urlencode(wanted.chosen())}",
             after=latest,

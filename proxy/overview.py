@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from proxy.charts import Drawing
 from proxy.entry import WELL
-from proxy.markup import NOTHING, Html, View, joined
+from proxy.markup import Html, View, joined
 from proxy.readable import count, share, size, span
 from proxy.recall import Recall, Row
 from proxy.tables import MOST_MODELS, TOKENS
@@ -41,8 +42,7 @@ class Overview:
         groups = self._errors(wanted, totals) if wanted.failed else self._exchanges(wanted, totals)
         figures = [self._show(title, group) for title, group in groups.items()]
         charts = self._draw(self._recall.minutes(wanted), failed=wanted.failed)
-        said = " ".join(notes(wanted))
-        note = self._note(text=said) if said else NOTHING
+        note = self._note(text=" ".join(notes(wanted, self._recall.since())))
         return self._overview(note=note, figures=joined(*figures), charts=charts)
 
     def _show(self, title: str, group: list[Figure]) -> Html:
@@ -78,7 +78,7 @@ class Overview:
             (result.replace("_", " "), count(number), share(number, errors))
             for result, number in sorted(failures.items(), key=lambda failure: -failure[1])
         ]
-        return {"Errors": figures, "Why": why, "Time": times(totals)}
+        return {"Errors": figures, **({"Why": why} if why else {}), "Time": times(totals)}
 
     def _now(self, wanted: Wanted) -> list[Figure]:
         if self._in_flight is None or wanted.chosen():  # what is in flight has no model yet, and no status
@@ -87,8 +87,11 @@ class Overview:
         return [("In flight", count(in_flight.now), f"at most {count(in_flight.most)}")]
 
 
-def notes(wanted: Wanted) -> Iterator[str]:
-    """Say what the totals are of, and what they cannot tell apart."""
+def notes(wanted: Wanted, since: int | None) -> Iterator[str]:
+    """Say what totals and charts are of, and what they cannot tell apart."""
+    if since is not None:
+        yield f"Totals are of all since {datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M} UTC."
+    yield "An exchange is counted once it has ended, and drawn in the minute in which it began."
     chosen = wanted.chosen()
     if chosen:
         yield f"Totals and charts: only {', '.join(f'{name} {value}' for name, value in chosen.items())}."

@@ -69,6 +69,11 @@ class Recall:
         (found,) = self._ask("SELECT coalesce(max(last), 0) FROM entries")
         return int(found[0])
 
+    def since(self) -> int | None:
+        """Return when the first minute or hour begins that there are totals of; None where there are none."""
+        ((moment,),) = self._ask("SELECT min(moment) FROM totals")
+        return moment  # type: ignore[no-any-return]
+
     def totals(self, wanted: Wanted = ANY, since: float = 0.0) -> Row:
         """Return the totals of what is wanted, and began in the hour of `since` or later.
 

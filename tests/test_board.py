@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -196,7 +197,8 @@ def figures(page: str) -> dict[str, tuple[str, str]]:
 
 async def test_totals_and_charts_are_those_of_all_entries(desk: Desk) -> None:
     usage = Usage(input=1200, cached=30, output=70, reasoning=9, total=1270)
-    desk.history.write([*exchanges(), written(duration=2.5, first_byte=0.25, usage=usage, retries=1)])
+    entries = [*exchanges(), written(duration=2.5, first_byte=0.25, usage=usage, retries=1)]
+    desk.history.write(entries)
     page = await shown(desk)
     found = figures(page)
     assert "".join(found[name][0] for name in ("Requests", "Errors", "Overloads", "Cancellations")) == "5211"
@@ -206,7 +208,9 @@ async def test_totals_and_charts_are_those_of_all_entries(desk: Desk) -> None:
     assert (found["Total"], found["p50"][1], found["p99"][1]) == (("1,270", "at most 1,270"), "", "")
     assert page.count("<svg") == 4
     assert re.search(r"Requests a minute over the last hour: at most 5", page)
-    assert 'class="note"' not in page
+    first = f"{datetime.fromtimestamp(min(each.exchange.began for each in entries), UTC):%Y-%m-%d %H:%M}"
+    assert f"Totals are of all since {first} UTC." in page
+    assert "Totals and charts: only" not in page
 
 
 async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
@@ -224,6 +228,13 @@ async def test_those_of_the_errors_are_of_errors_alone(desk: Desk) -> None:
     assert not {"Requests", "Cancellations", "success"} & found.keys()
     assert "Errors a minute over the last hour: at most 3" in page
     assert "Requests a minute" not in page, "it would be the same"
+
+
+async def test_where_nothing_is_there_is_nothing_to_say_of_it(desk: Desk) -> None:
+    page = await shown(desk, "/log_errors")
+    assert "Why" not in page
+    assert "Totals are of all since" not in page
+    assert '<h1 class="hidden">Errors</h1>' in page
 
 
 async def test_of_times_that_nobody_took_there_is_no_longest(desk: Desk) -> None:

@@ -68,6 +68,12 @@ NAMELESS = """() => [
 
 TUNED = "ft:gpt-4o-mini-2024-07-18:acme::9xYzAb"
 FITS = "document.documentElement.scrollWidth <= innerWidth"
+# Figures that reach beyond their card.
+BEYOND = """() => [...document.querySelectorAll(".card dt, .card dd, .card small, .card td")].filter((element) => {
+  const words = document.createRange();
+  words.selectNodeContents(element);
+  return words.getBoundingClientRect().right > element.closest(".card").getBoundingClientRect().right;
+}).map((element) => element.textContent)"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -274,7 +280,7 @@ async def test_the_key_is_a_column_and_a_filter_once_there_is_one(desk: Desk, op
     await page.get_by_role("button", name="Filter").click()
     await expect(paths(page)).to_have_text(["/v1/b"])
     await expect(page.locator("dt:text-is('Requests') + dd")).to_contain_text("1")
-    await expect(page.locator(".note")).to_have_text("Totals and charts: only result client_cancelled, key alice.")
+    await expect(page.locator(".note")).to_contain_text("Totals and charts: only result client_cancelled, key alice.")
     await page.set_viewport_size({"width": 390, "height": 800})
     await expect(page.get_by_role("cell", name="alice")).to_be_visible()
     model = await page.get_by_role("cell", name=TUNED).bounding_box()
@@ -322,6 +328,25 @@ async def test_everything_can_be_read_and_named_on_every_screen(desk: Desk, open
         await page.keyboard.press("Tab")
         outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", "where the focus is does not show"
+
+
+async def test_large_figures_stay_in_their_cards_on_the_narrowest_screen(desk: Desk, open_page: Open) -> None:
+    tokens = dict.fromkeys(("input", "cached", "output", "reasoning", "total"), 123_456_789)
+    large = {"duration": 3599.4, "first_byte": 3598.7, "bytes_in": 999 * 10**9, "bytes_out": 999 * 10**9}
+    desk.history.write([written(**large, usage=tokens), written(duration=16.4, result="upstream_transport")])
+    page = await open_page("/log", viewport={"width": 320, "height": 800})
+    for path in ("/log", "/log_errors", "/debug/runtime"):
+        await page.goto(f"{desk.proxy.url}{path}")
+        assert await page.evaluate(FITS)
+        assert await page.evaluate(BEYOND) == []
+
+
+async def test_forced_colours_leave_what_only_a_colour_says(desk: Desk, open_page: Open) -> None:
+    page = await open_page("/log", forced_colors="active")
+    marked = "[...document.querySelectorAll('nav a')].filter((a) => getComputedStyle(a).borderBottomWidth !== '0px')"
+    assert await page.evaluate(f"{marked}.map((a) => a.textContent)") == ["Log"]
+    key = "getComputedStyle(document.querySelector('.key.b'), '::before').backgroundColor"
+    assert await page.evaluate(f"{key} !== {key.replace('.b', '.a', 1)}")
 
 
 async def test_a_page_is_whole_without_its_script(desk: Desk, open_page: Open) -> None:

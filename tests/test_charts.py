@@ -49,23 +49,23 @@ def test_the_time_is_parted_at_the_first_byte() -> None:
 def test_the_average_is_that_of_all_also_where_few_came_to_a_first_byte() -> None:
     nine_were_refused_at_once = minute(requests=10, duration=2.0, first_byte=1.5, first_bytes=1)
     (svg,) = drawn(nine_were_refused_at_once)[2].iter("svg")
-    assert svg.get("aria-label") == "Average time over the last hour: at most 200 ms, now 200 ms"
+    assert svg.get("aria-label") == "Average time over the last hour: at most 200 ms, this minute 200 ms"
 
 
 def test_a_chart_says_in_words_what_it_shows() -> None:
     figures = drawn(minute(requests=7, duration=10.5), minute(requests=3, duration=0.75))
     told = [svg.get("aria-label") for figure in figures for svg in figure.iter("svg")]
     assert told == [
-        "Requests a minute over the last hour: at most 7, now 3",
-        "Errors a minute over the last hour: at most 0, now 0",
-        "Average time over the last hour: at most 1.5 s, now 250 ms",
-        "Tokens a minute over the last hour: at most 0, now 0",
+        "Requests a minute over the last hour: at most 7, this minute 3",
+        "Errors a minute over the last hour: at most 0, this minute 0",
+        "Average time over the last hour: at most 1.5 s, this minute 250 ms",
+        "Tokens a minute over the last hour: at most 0, this minute 0",
     ]
 
 
 def test_of_a_minute_without_requests_there_is_no_average() -> None:
     (svg,) = drawn(minute(requests=7, duration=10.5), minute())[2].iter("svg")
-    assert svg.get("aria-label") == "Average time over the last hour: at most 1.5 s, now \N{EN DASH}"
+    assert svg.get("aria-label") == "Average time over the last hour: at most 1.5 s, this minute \N{EN DASH}"
 
 
 def test_where_each_request_failed_errors_are_drawn_once() -> None:
