@@ -377,7 +377,7 @@ def asked_by(expression: str, known: dict[str, set[str]]) -> set[str]:
     assert names <= known.keys(), expression
     labels = {each.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for each in group.split(",")}
     labels |= set(re.findall(r"[{,]\s*(\w+)\s*[!=]", expression))
-    assert all(labels <= known[name] for name in names), expression
+    assert all(labels - {"job", "instance"} <= known[name] for name in names), expression  # which Prometheus adds
     return names
 
 
@@ -395,8 +395,24 @@ def test_the_alerts_ask_for_series_and_labels_that_exist() -> None:
     of_prometheus, *alerts = re.findall(r"^ +expr: (?:>-)?(.+?)^ +(?:for|labels): ", rules, re.MULTILINE | re.DOTALL)
     assert of_prometheus.startswith("up{")
     assert len(alerts) == 7
-    known = {name: labels | {"job", "instance"} for name, labels in labels_by_name().items()}
+    known = labels_by_name()
     assert all(asked_by(alert, known) for alert in alerts)
+    assert all(alert.count("process_") == alert.count('{job=~".*oxy.*"}') for alert in alerts), "others have them too"
+
+
+def test_the_dashboard_shows_oxy_alone_though_others_have_metrics_of_the_same_names() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    (job,) = (each for each in dashboard["templating"]["list"] if each["name"] == "job")
+    assert job["query"]["query"] == "label_values(oxy_exchanges_in_flight, job)"
+    for expression in expressions(dashboard):
+        assert expression.count('job=~"$job"') == len(asked_by(expression, labels_by_name())), expression
+
+
+def test_a_line_of_the_dashboard_is_of_all_instances_or_says_of_which() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    for target in (target for panel in dashboard["panels"] for target in panel.get("targets", [])):
+        summed = re.match(r"(sum|max|histogram_quantile)\b", target["expr"])
+        assert summed or "{{instance}}" in target["legendFormat"], target
 
 
 def test_the_dashboard_can_be_imported_anywhere() -> None:
