@@ -57,7 +57,7 @@ def groups(text: str) -> tuple[By, ...]:
 
 def span(text: str) -> int:
     """Read a span of time such as `7d`; return seconds."""
-    found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
     if found is None:
         raise argparse.ArgumentTypeError("write a span such as 90m, 12h, 7d or 2w")
     return int(found[1]) * UNITS[found[2]]
@@ -93,7 +93,7 @@ def table(by: Sequence[By], rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return (*(f"{row[column]:,}" for column in COLUMNS[:-1]), f"{row['average']:.3f} s")
+    return (*(f"{row[column]:,}" for column in COLUMNS[:-1]), f"{row['average']:,.3f} s")
 
 
 def _around(row: Row, by: Sequence[By]) -> list[tuple[str, ...]]:

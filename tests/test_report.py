@@ -76,6 +76,14 @@ def test_the_average_of_the_sum_is_that_of_all_exchanges(file: Path) -> None:
     assert usage([], file).endswith(" 1.000 s"), "six took six seconds, the rows 0.25, 2 and 3"
 
 
+def test_an_average_is_written_as_all_numbers_are(tmp_path: Path) -> None:
+    file = tmp_path / "long.sqlite"
+    history = History(file, days=1)
+    history.write([written(duration=3613.9)])
+    history.close(0)
+    assert usage([], file).endswith(" 3,613.900 s")
+
+
 def test_one_row_needs_no_sum(file: Path) -> None:
     assert len(usage(["--by", "route"], file).splitlines()) == 2
 
@@ -99,6 +107,7 @@ def test_only_the_last_of_it_is_told(file: Path, span: str) -> None:
         ["--since", "7"],
         ["--since", "d"],
         ["--since", "-1d"],
+        ["--since", "0d"],
         ["--by", "colour"],
         ["--by", "key,"],
         ["--by", "key,key"],
