@@ -349,6 +349,13 @@ async def test_forced_colours_leave_what_only_a_colour_says(desk: Desk, open_pag
     assert await page.evaluate(f"{key} !== {key.replace('.b', '.a', 1)}")
 
 
+async def test_paper_is_light_on_every_screen(desk: Desk, open_page: Open) -> None:
+    page = await open_page("/log", color_scheme="dark", reduced_motion="reduce")
+    await page.emulate_media(media="print", color_scheme="dark")
+    assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 248)"
+    assert await page.evaluate(FAINT) == []
+
+
 async def test_a_page_is_whole_without_its_script(desk: Desk, open_page: Open) -> None:
     desk.history.write([written(path="/v1/a", model="m-1"), written(path="/v1/b", model="m-2")])
     page = await open_page("/log", java_script_enabled=False)
