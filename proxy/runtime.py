@@ -32,7 +32,8 @@ class Runtime:
         self._shell = shell
         self._settings = {"mode": settings.mode, "way": settings.way, **effective(settings)}
         self._versions = versions()
-        self._began = time.time()
+        self._started = datetime.now(UTC)
+        self._began = time.monotonic()  # the clock may be set anew meanwhile
         self._page, self._section, self._fact = View("runtime"), View("facts"), View("fact")
 
     async def page(self, request: Request) -> Response:
@@ -45,8 +46,8 @@ class Runtime:
 
     def _process(self) -> dict[str, str]:
         return {
-            "uptime": span(time.time() - self._began),
-            "started": datetime.fromtimestamp(self._began, UTC).isoformat(timespec="seconds"),
+            "uptime": span(time.monotonic() - self._began),
+            "started": self._started.isoformat(timespec="seconds"),
             "process": str(os.getpid()),
         }
 

@@ -1,10 +1,16 @@
 """What /debug/runtime shows of the settings: all of them, and nothing that is secret."""
 
+import json
+import time
 from dataclasses import fields
 
+import pytest
+from starlette.requests import Request
+
 from proxy import __version__
-from proxy.runtime import effective, versions
+from proxy.runtime import Runtime, effective, versions
 from proxy.settings import Settings
+from proxy.shell import Shell
 from tests.conftest import SettingsOf
 
 SECRETS = {
@@ -41,3 +47,17 @@ def test_versions_are_those_of_what_runs() -> None:
     assert found["oxy"] == __version__
     assert {"python", "openssl", "sqlite", "starlette", "uvicorn"} <= found.keys()
     assert all(found.values())
+
+
+async def test_the_uptime_is_that_of_the_process_whatever_becomes_of_the_clock(
+    settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime(settings_of(), Shell())
+    asks = Request({"type": "http", "headers": [(b"accept", b"application/json")]})
+    for seconds in (-3600, 3600):
+        now = time.time() + seconds
+        with monkeypatch.context() as set_anew:
+            set_anew.setattr(time, "time", lambda now=now: now)
+            facts = json.loads(bytes((await runtime.page(asks)).body))
+        assert facts["process"]["uptime"].endswith((" ms", " s"))
+        assert not facts["process"]["uptime"].startswith("-")
