@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from proxy import values
 from proxy.errors import UpstreamUnreachable
 
 AHEAD = 300.0  # seconds before its end at which a token is renewed, while it is used on
@@ -65,9 +66,12 @@ class Entra:
     async def _renew(self) -> None:
         try:
             got = await asyncio.to_thread(self._credential.get_token, self._scope)
-            self._tell(token := got.token.encode())
-            self._token, self._ends = token, float(got.expires_on)
-        except Exception as problem:  # whatever the library raises
+            token, ends = values.key(got.token).encode(), float(got.expires_on)
+            if time.time() >= ends:
+                raise ValueError("the token has ended already; the clock of this machine may be wrong")
+            self._tell(token)
+            self._token, self._ends = token, ends
+        except Exception as problem:  # whatever the library raises, and what is wrong with a token
             log.warning("no token for %s from Entra ID: %s", self._scope, reason(problem))
         finally:
             self._renewing, self._rests = None, time.monotonic() + PAUSE

@@ -178,10 +178,20 @@ async def test_a_failed_renewal_leaves_the_token_in_use(tokens: Entra, identity:
             await asyncio.sleep(0.001)
 
 
-async def test_a_token_that_is_over_when_it_comes_is_none(tokens: Entra, identity: Upstream) -> None:
-    identity.says(granted("over", -1))
+@pytest.mark.parametrize(
+    ("token", "seconds", "why"),
+    [
+        ("over", -1, "the token has ended already; the clock of this machine may be wrong"),
+        ("two\r\nlines: 1", 3600, "it holds a space or a character that cannot stand in a header"),
+    ],
+)
+async def test_a_token_that_is_over_when_it_comes_or_cannot_be_sent_is_none_and_the_log_says_why(
+    tokens: Entra, identity: Upstream, told: list[str], token: str, seconds: float, why: str
+) -> None:
+    identity.says(granted(token, seconds))
     with pytest.raises(UpstreamUnreachable):
         await tokens.token()
+    assert told == [f"no token for {SCOPE} from Entra ID: ValueError: {why}"]
 
 
 async def test_one_who_gives_up_takes_the_token_from_nobody(tokens: Entra, identity: Upstream) -> None:
