@@ -129,6 +129,8 @@ class Recall:
 
     @contextmanager
     def _asking(self, query: str, *values: object) -> Iterator[sqlite3.Cursor]:
+        if self._path.is_fifo():  # to open it would wait for who writes into it
+            raise NoHistory(f"{self._path} is {NOT_OURS}")
         try:
             with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", timeout=BUSY, uri=True)) as db:
                 if db.execute("PRAGMA application_id").fetchone() != (OURS,):

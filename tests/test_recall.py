@@ -1,6 +1,7 @@
 """What the history has to say: the newest entries by every filter, totals, minutes, usage."""
 
 import json
+import os
 import sqlite3
 import sys
 from contextlib import AbstractContextManager, closing
@@ -296,6 +297,13 @@ def test_a_file_that_cannot_be_read_is_no_history(tmp_path: Path, content: bytes
     with pytest.raises(NoHistory, match=r"history\.sqlite"):
         Recall(file).newest()
     assert file.exists() == (content is not None), "to read is not to make"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are none")
+def test_a_pipe_is_no_history_and_nobody_waits_for_who_writes_into_it(tmp_path: Path) -> None:
+    os.mkfifo(file := tmp_path / "history.sqlite")
+    with pytest.raises(NoHistory, match="is not a history"):
+        Recall(file).latest()
 
 
 def test_a_damaged_line_is_a_history_that_cannot_be_read(recall: Recall) -> None:
