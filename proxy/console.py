@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -87,6 +87,8 @@ class Door:
         try:
             self._limit.count(scope)
             response = await self._answer(request)
+        except ClientDisconnect:  # only under a server that is not ours, which cancels nothing
+            return
         except Failure as failure:
             if isinstance(failure, WrongToken):
                 self._say_so(scope)

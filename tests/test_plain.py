@@ -245,6 +245,13 @@ async def test_a_hang_up_in_the_upload_is_told_to_the_one_who_reads_and_cancels_
     assert heard == [PIECE, DISCONNECT, True] * 2
 
 
+async def test_a_hang_up_in_the_form_of_a_page_is_no_fault_of_ours(settings_of: SettingsOf) -> None:
+    server = Server(PIECE, DISCONNECT)
+    form = with_body(method="POST", path="/log", raw_path=b"/log", client=("127.0.0.1", 1))
+    await create_app(settings_of(ACCESS_TOKEN="a-token-of-this-test"))(form, server.receive, server.send)
+    assert server.sent == []
+
+
 async def test_a_disconnect_after_the_answer_is_no_hang_up() -> None:
     ended: list[bool] = []
 
