@@ -10,6 +10,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -283,12 +284,13 @@ class Farewell(asyncio.Protocol):
         self._transport = transport
         self._loop = loop
         self._connections = connections
+        self._give_up = 0.0  # where nothing is read by then
         connections.add(self)
         transport.set_protocol(self)
         transport.resume_reading()
         if transport.can_write_eof():  # TLS has no such thing
             transport.write_eof()
-        self._wait()
+        self._wait_anew()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -298,18 +300,38 @@ class Farewell(asyncio.Protocol):
     def shutdown(self) -> None:
         """Let it be: it ends by itself."""
 
-    def _wait(self) -> None:
+    def _wait_anew(self) -> None:
         self._unsent = self._transport.get_write_buffer_size()
-        self._alarm = self._loop.call_later(STALL if self._unsent else LINGER, self._ring)
+        self._give_up = self._loop.time() + STALL
+        self._wait()
+
+    def _wait(self) -> None:
+        self._alarm = self._loop.call_later(LINGER, self._ring)
 
     def _ring(self) -> None:
         unsent = self._transport.get_write_buffer_size()
         if unsent < self._unsent:
+            self._wait_anew()
+        elif unsent and self._loop.time() < self._give_up:
             self._wait()
         elif unsent:
             reset(self._transport)
         else:
-            self._transport.close()
+            close(self._transport)
+
+
+def close(transport: asyncio.Transport) -> None:
+    """Close a connection; what is still unsent goes out.
+
+    TLS would wait for the client to say that it has heard, half a minute long, and a server that is told to stop with
+    it. But one that keeps the connection for its next request does not look at it before.
+    """
+    if transport.is_closing():
+        return  # its descriptor may be another's by now
+    transport.close()
+    if transport.get_extra_info("sslcontext") is not None:
+        with suppress(OSError), transport.get_extra_info("socket").dup() as same:
+            same.shutdown(socket.SHUT_RD)  # as if the client had hung up
 
 
 def reset(transport: asyncio.Transport) -> None:

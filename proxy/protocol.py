@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from proxy.cycle import Cycle, Farewell, refusal, reset
+from proxy.cycle import Cycle, Farewell, close, refusal, reset
 from proxy.errors import BadRequest, Failure, Fields, Pairs, RequestTimeout, Unforeseen
 from proxy.heads import Head, Heads
 from proxy.intake import Intake
@@ -131,10 +131,13 @@ class HttpProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close after the next answer. Nobody waits for a connection that has none under way: it ends with the server.
 
-        To close it now would break off a request that is on its way here.
+        To close it now would break off a request that is on its way here. But what a slow client has not read of the
+        last answer goes out first.
         """
         self.stopping = True
-        if self._current is None:
+        if self._current is None and self._transport.get_write_buffer_size():
+            self._part()
+        elif self._current is None:
             self._state.connections.discard(self)
 
     # What its intake calls
@@ -275,7 +278,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._intake.in_head or self._intake.in_body or self._waiting or self._transport.get_write_buffer_size():
             self._part()
         else:
-            self._transport.close()
+            close(self._transport)
 
     def _part(self) -> None:
         Farewell(self._transport, self.loop, self._state.connections)

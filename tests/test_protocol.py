@@ -7,6 +7,7 @@ transport is a stand-in (`Wire`) and nothing is timed.
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -224,6 +225,9 @@ class Wire(asyncio.Transport):
 
     def write_eof(self) -> None:
         self.calls.append("eof")
+
+    def is_closing(self) -> bool:
+        return "close" in self.calls
 
     def close(self) -> None:
         self.calls.append("close")
@@ -997,6 +1001,7 @@ async def test_a_client_that_never_reads_is_not_waited_for_for_ever(
     stage: Stage, client: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cycle, "STALL", SOON)
+    monkeypatch.setattr(cycle, "LINGER", SOON)
     await client.say(request(headers=CLOSE))
     await (await stage.next()).answer(b"a" * 20_000_000)
     await stage.serving.forgotten()
@@ -1032,6 +1037,21 @@ async def test_tls_has_no_end_of_one_side() -> None:
     cast(asyncio.Protocol, wire.protocol).connection_lost(None)
 
 
+async def test_where_all_is_said_tls_waits_for_no_word_of_the_client(stage: Stage) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        wire = Wire(sslcontext=object(), socket=ours)
+        connection = by_hand(stage, wire)
+        connection.data_received(request(headers=[(b"Connection", b"close")]))
+        await (await stage.next()).answer(b"one")
+        await until(lambda: "close" in wire.calls)
+        assert ours.recv(1) == b"", "it is as if the client had hung up"
+        connection.eof_received()
+        assert wire.calls == ["close"]
+        connection.connection_lost(None)
+
+
 async def test_a_server_that_stops_waits_for_nobody_who_is_idle_and_lets_go_of_them_after_one_more_answer(
     stage: Stage, client: Peer
 ) -> None:
@@ -1053,6 +1073,24 @@ async def test_a_server_that_stops_waits_for_nobody_who_is_idle_and_lets_go_of_t
         assert await peer.rest() == b""
         peer.writer.close()
     await stage.serving.forgotten()
+
+
+async def test_a_server_that_stops_waits_for_what_a_slow_client_has_not_read_of_its_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle, "LINGER", 0)
+    wire = Wire()
+    connection = by_hand(stage, wire)
+    connection.data_received(request())
+    await (await stage.next()).answer(b"one")
+    await until(lambda: connection._current is None)
+    wire.unsent = iter((5, 5, 5, 0, 0, 0))  # it reads nothing for a moment, then all
+    connection.shutdown()
+    assert connection._state.connections == {wire.protocol}
+    await until(lambda: "close" in wire.calls)
+    assert wire.calls == ["resume", "eof", "close"]
+    cast(asyncio.Protocol, wire.protocol).connection_lost(None)
+    assert not connection._state.connections
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the answer", "in the answer"])

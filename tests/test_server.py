@@ -319,6 +319,27 @@ def test_with_a_certificate_it_speaks_tls_and_nothing_else(
 
 
 @pytest.mark.untraced
+def test_over_tls_too_nobody_waits_at_the_end_for_a_client_that_has_its_answer(
+    run: Run, listener: socket.socket
+) -> None:
+    tls = ("--tls-cert", LISTENER, "--tls-key", LISTENER)
+    process = run("--target", local_url(listener), *tls, PROXY_SHUTDOWN_GRACE_MS="5000")
+    context = ssl.create_default_context(cafile=LISTENER)
+    plain = socket.create_connection(("127.0.0.1", process.port), PATIENCE)
+    with context.wrap_socket(plain, server_hostname="localhost") as client:
+        client.sendall(request())
+        there, _ = listener.accept()
+        with there:
+            until(there, b"\r\n\r\n")
+            process.tell(signal.SIGTERM)
+            assert any(refuses(process.port) for _ in polls())
+            there.sendall(HEAD + chunked(b"one", b""))
+            assert until(client, b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+        assert process.status() == 0  # while the client keeps the connection, and does not look at it
+    assert process.news == []
+
+
+@pytest.mark.untraced
 def test_workers_that_are_replaced_show_the_certificate_that_is_there_by_then(run: Run, tmp_path: Path) -> None:
     shown, renewed = tmp_path / "oxy.pem", new_authority(tmp_path)
     shown.write_text(Path(LISTENER).read_text())
