@@ -135,9 +135,11 @@ class HttpProtocol(asyncio.Protocol):
         last answer goes out first.
         """
         self.stopping = True
-        if self._current is None and self._transport.get_write_buffer_size():
+        if self._current is not None or self._transport.is_closing():
+            return  # it is forgotten when all has gone out
+        if self._transport.get_write_buffer_size():
             self._part()
-        elif self._current is None:
+        else:
             self._state.connections.discard(self)
 
     # What its intake calls
