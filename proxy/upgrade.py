@@ -19,7 +19,7 @@ from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from proxy.cycle import last_head
+from proxy.cycle import close, last_head
 from proxy.errors import Pairs
 from proxy.exchange import GOING_AWAY
 from proxy.handshake import NONCE, examine_handshake
@@ -203,7 +203,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.read_paused:  # the client's answer stands behind what it said
             self.read_paused = False
             self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        self.close_timer = self.loop.call_later(self.close_timeout, close, self.transport)
         self._hear_no_more()
 
     def _hear_no_more(self) -> None:

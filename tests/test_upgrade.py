@@ -10,6 +10,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from proxy import upgrade
+from proxy.cycle import close
 from proxy.protocol import HttpProtocol
 from proxy.settings import load
 from proxy.upgrade import WebSocketProtocol, opening
@@ -178,6 +179,30 @@ async def test_a_second_order_to_stop_waits_for_no_clients_close(proxy: Running,
     assert (await ended(there))[0] == 1001
     proxy.stop()
     await client.closed()
+
+
+async def test_a_client_that_does_not_answer_the_order_to_stop_is_closed_by_us(
+    proxy: Running, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By the function that does not wait for such a client over TLS either: its own tests are in `test_protocol`.
+    closed: list[asyncio.Transport] = []
+
+    def close_and_tell(transport: asyncio.Transport) -> None:
+        closed.append(transport)
+        close(transport)
+
+    monkeypatch.setattr(upgrade, "close", close_and_tell)
+    client = await proxy.connect()
+    await client.say(request(headers=OFFER))
+    await client.head()
+    there = await far.accept()
+    [protocol] = proxy_protocols()
+    protocol.close_timeout = 0.05
+    proxy.stop()
+    await client.until(b"\x88\x11\x03\xe9")
+    await client.closed()
+    assert closed == [protocol.transport]
+    assert (await ended(there))[0] == 1001
 
 
 async def test_nothing_waits_any_more_for_a_client_that_is_let_go(proxy: Running, far: Far) -> None:
