@@ -129,15 +129,15 @@ class Recall:
 
     @contextmanager
     def _asking(self, query: str, *values: object) -> Iterator[sqlite3.Cursor]:
-        if self._path.is_fifo():  # to open it would wait for who writes into it
-            raise NoHistory(f"{self._path} is {NOT_OURS}")
         try:
+            if self._path.is_fifo():  # to open it would wait for who writes into it
+                raise NoHistory(f"{self._path} is {NOT_OURS}")
             with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", timeout=BUSY, uri=True)) as db:
                 if db.execute("PRAGMA application_id").fetchone() != (OURS,):
                     raise NoHistory(f"{self._path} is {NOT_OURS}")
                 db.execute(NO_TEMPORARY_FILES)
                 yield db.execute(query, values)
-        except (sqlite3.Error, ValueError) as problem:  # the latter of a line that is damaged
+        except (sqlite3.Error, OSError, ValueError) as problem:  # the last of a line that is damaged
             raise NoHistory(f"the history {self._path} cannot be read: {problem}") from problem
 
 

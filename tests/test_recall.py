@@ -299,6 +299,12 @@ def test_a_file_that_cannot_be_read_is_no_history(tmp_path: Path, content: bytes
     assert file.exists() == (content is not None), "to read is not to make"
 
 
+def test_a_place_that_cannot_be_looked_at_is_no_history(tmp_path: Path) -> None:
+    file = tmp_path / ("a" * 300)  # as in a folder that is closed to us: nobody, not even root, can look there
+    with pytest.raises(NoHistory, match="cannot be read"):
+        Recall(file).latest()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are none")
 def test_a_pipe_is_no_history_and_nobody_waits_for_who_writes_into_it(tmp_path: Path) -> None:
     os.mkfifo(file := tmp_path / "history.sqlite")
