@@ -321,16 +321,15 @@ class Farewell(asyncio.Protocol):
 
 
 def close(transport: asyncio.Transport) -> None:
-    """Close a connection; what is still unsent goes out.
+    """Close a connection, and do not wait where it is closing; what is still unsent goes out.
 
     TLS would wait for the client to say that it has heard, half a minute long, and a server that is told to stop with
     it. But one that keeps the connection for its next request does not look at it before.
     """
-    if transport.is_closing():
-        return  # its descriptor may be another's by now
     transport.close()
-    if transport.get_extra_info("sslcontext") is not None:
-        with suppress(OSError), transport.get_extra_info("socket").dup() as same:
+    sock = transport.get_extra_info("socket")  # none once the connection is lost: its descriptor may be another's
+    if sock is not None and transport.get_extra_info("sslcontext") is not None:
+        with suppress(OSError), sock.dup() as same:
             same.shutdown(socket.SHUT_RD)  # as if the client had hung up
 
 

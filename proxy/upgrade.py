@@ -127,6 +127,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._task.cancel()
         elif self.close_sent or not self.handshake_complete:
             super().shutdown()
+            close(self.transport)  # as in `run_asgi`
         elif not self.transport.is_closing():  # else the client has closed, or is gone
             self._go_away()
 
@@ -155,6 +156,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().run_asgi()
         self.scope.clear()  # type: ignore[attr-defined]  # it holds this object
         if not self.gone:
+            if self.transport.is_closing():
+                close(self.transport)  # uvicorn's has it wait where that is TLS
             self._stalled = self.loop.call_later(STALL, self.transport.abort)
 
     def start_keepalive(self) -> None:

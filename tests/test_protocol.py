@@ -1048,11 +1048,16 @@ async def test_where_all_is_said_tls_waits_for_no_word_of_the_client(stage: Stag
         await until(lambda: "close" in wire.calls)
         assert ours.recv(1) == b"", "it is as if the client had hung up"
         connection.eof_received()
-        assert wire.calls == ["close"]
+        assert {*wire.calls} == {"close"}
         connection.shutdown()
         assert connection._state.connections, "something of the answer may still be on its way"
         connection.connection_lost(None)
         assert not connection._state.connections
+
+
+def test_what_is_closed_once_its_descriptor_may_be_anothers_is_no_socket() -> None:
+    cycle.close(wire := Wire(sslcontext=object()))  # as TLS is without its connection
+    assert wire.calls == ["close"]
 
 
 async def test_a_server_that_stops_waits_for_nobody_who_is_idle_and_lets_go_of_them_after_one_more_answer(

@@ -26,6 +26,7 @@ from typing import Self, cast
 
 import psutil
 import pytest
+from websockets.utils import accept_key
 
 from proxy import __version__
 from proxy.__main__ import OPTIONS, invitation, main
@@ -53,6 +54,7 @@ from proxy.workspace import remove_abandoned
 from tests.conftest import CLIENT_KEY, SWAP, UPSTREAM_KEY, Running, SettingsOf, Start
 from tests.desk import BEARER, TOKEN
 from tests.peers import Peer, Upstream, answer, chunked, connect, free_port, request
+from tests.sockets import OFFER, SWITCHING
 from tests.test_dial import found as new_authority
 from tests.test_lines import fill
 from tests.test_metrics import ENDED, samples, series
@@ -335,6 +337,30 @@ def test_over_tls_too_nobody_waits_at_the_end_for_a_client_that_has_its_answer(
             assert any(refuses(process.port) for _ in polls())
             there.sendall(HEAD + chunked(b"one", b""))
             assert until(client, b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+        assert process.status() == 0  # while the client keeps the connection, and does not look at it
+    assert process.news == []
+
+
+@pytest.mark.untraced
+@pytest.mark.parametrize("answered", [b"\x88\x02\x03\xe8", b"HTTP/1.1 403 No\r\nContent-Length: 3\r\n\r\nno!"])
+def test_over_tls_too_nobody_waits_at_the_end_for_a_client_that_leaves_its_websocket_open(
+    run: Run, listener: socket.socket, answered: bytes
+) -> None:
+    tls = ("--tls-cert", LISTENER, "--tls-key", LISTENER)
+    process = run("--target", local_url(listener), *tls, PROXY_SHUTDOWN_GRACE_MS="5000")
+    context = ssl.create_default_context(cafile=LISTENER)
+    plain = socket.create_connection(("127.0.0.1", process.port), PATIENCE)
+    with context.wrap_socket(plain, server_hostname="localhost") as client:
+        client.sendall(request(headers=OFFER))
+        there, _ = listener.accept()
+        with there:
+            head = until(there, b"\r\n\r\n")
+            if answered.startswith(b"\x88"):
+                [nonce] = re.findall(rb"(?i)sec-websocket-key: (\S+)", head)
+                there.sendall(SWITCHING % accept_key(nonce.decode()).encode())
+            there.sendall(answered)
+            until(client, answered[-3:])
+        process.tell(signal.SIGTERM)
         assert process.status() == 0  # while the client keeps the connection, and does not look at it
     assert process.news == []
 
