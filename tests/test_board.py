@@ -79,12 +79,13 @@ async def paths(desk: Desk, target: str) -> list[str]:
 async def next_event(client: Peer, name: str) -> tuple[str, Any]:
     """The id and the data of the next event of that name."""
     text = ""
-    while True:
-        text += (await client.chunk()).decode()
-        for each in text.split("\n\n")[:-1]:
-            lines = dict(line.split(": ", 1) for line in each.splitlines())
-            if lines.get("event") == name:
-                return lines.get("id", ""), json.loads(lines["data"])
+    async with asyncio.timeout(PATIENCE):  # for others may come for ever
+        while True:
+            text += (await client.chunk()).decode()
+            for each in text.split("\n\n")[:-1]:
+                lines = dict(line.split(": ", 1) for line in each.splitlines())
+                if lines.get("event") == name:
+                    return lines.get("id", ""), json.loads(lines["data"])
 
 
 def exchanges() -> list[Any]:
@@ -416,6 +417,16 @@ async def test_a_stream_that_broke_goes_on_where_it_was(desk: Desk, target: byte
     client = await desk.stream(target, (b"Last-Event-ID", b"3"))
     number, entries = await next_event(client, "entries")
     assert (number, entries.count("<tr>")) == ("4", 1)
+
+
+async def test_a_stream_tells_of_each_entry_once(desk: Desk) -> None:
+    desk.history.write(exchanges())
+    client = await desk.stream(b"/log/live")
+    assert (await next_event(client, "entries"))[0] == "4"
+    await asyncio.sleep(3 * board.TURN)
+    desk.history.write([written()])
+    number, entries = await next_event(client, "entries")
+    assert (number, entries.count("<tr>")) == ("5", 1)
 
 
 async def test_what_comes_after_the_end_of_another_history_is_the_beginning(desk: Desk) -> None:

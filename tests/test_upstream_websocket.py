@@ -132,6 +132,19 @@ async def test_an_upstream_that_closes_and_does_not_hang_up_ends_the_session(
         await there.closed()
 
 
+async def test_what_an_upstream_said_before_it_closed_outlasts_its_connection(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.PARTING", 0)
+    said = (b"\x82\x7f" + (2**19).to_bytes(8, "big") + bytes(2**19)) * 40 + b"\x88\x02\x0f\xa0"
+    async with start() as proxy:
+        client, there = await raw_session(proxy, upstream)
+        saying = asyncio.create_task(there.say(said))
+        async with asyncio.timeout(PATIENCE):
+            assert await client.reader.readexactly(len(said)) == said
+        await saying
+
+
 async def test_a_session_ends_with_its_block_even_where_that_breaks() -> None:
     ended: list[object] = []
 
