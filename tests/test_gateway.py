@@ -291,6 +291,11 @@ TOLD: dict[str, tuple[Play, dict[str, str], dict[str, object]]] = {
         {},
         {"status": 400, "route": "openai", "model": "gpt-4o"},
     ),
+    "a model that is asked for where the caller names none": (
+        saying(request("POST", b"/chatgpt", [(b"X-API-Key", CLIENT_KEY.encode())], b'{"prompt": "?"}'), answer(429)),
+        {"DEFAULT_MODEL": "gpt-9"},
+        {"status": 429, "route": "chatgpt", "model": "gpt-9"},
+    ),
     "a model that answers for another": (
         saying(request("POST", b"/openai", [(b"X-API-Key", CLIENT_KEY.encode())], ASKED), answer(200, JSON, USED)),
         {},

@@ -1030,34 +1030,52 @@ async def test_a_client_that_reads_slowly_is_waited_for_as_long_as_it_reads(monk
     cast(asyncio.Protocol, wire.protocol).connection_lost(None)
 
 
-async def test_tls_has_no_end_of_one_side() -> None:
-    wire = Wire(sslcontext=object())
-    by_hand(echo, wire).data_received(b"nonsense\r\n\r\n")
-    assert wire.calls == ["resume"]
-    cast(asyncio.Protocol, wire.protocol).connection_lost(None)
-
-
-async def test_where_all_is_said_tls_waits_for_no_word_of_the_client(stage: Stage) -> None:
+@pytest.fixture
+def ours() -> Iterator[socket.socket]:
+    """A socket that is connected, for a `Wire` that has one."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours, theirs:
-        wire = Wire(sslcontext=object(), socket=ours)
-        connection = by_hand(stage, wire)
-        connection.data_received(request(headers=[(b"Connection", b"close")]))
-        await (await stage.next()).answer(b"one")
-        await until(lambda: "close" in wire.calls)
-        assert ours.recv(1) == b"", "it is as if the client had hung up"
-        connection.eof_received()
-        assert {*wire.calls} == {"close"}
-        connection.shutdown()
-        assert connection._state.connections, "something of the answer may still be on its way"
-        connection.connection_lost(None)
-        assert not connection._state.connections
+        yield ours
 
 
-def test_what_is_closed_once_its_descriptor_may_be_anothers_is_no_socket() -> None:
-    cycle.close(wire := Wire(sslcontext=object()))  # as TLS is without its connection
+async def test_tls_has_no_end_of_one_side_and_nobody_waits_for_a_word_of_who_is_refused(
+    ours: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle, "LINGER", 0)
+    wire = Wire(sslcontext=object(), socket=ours)
+    by_hand(echo, wire).data_received(b"nonsense\r\n\r\n")
+    assert wire.calls == ["resume"]
+    await until(lambda: "close" in wire.calls)
+    assert ours.recv(1) == b"", "it is as if the client had hung up"
+    cast(asyncio.Protocol, wire.protocol).connection_lost(None)
+
+
+async def test_where_all_is_said_tls_waits_for_no_word_of_the_client(stage: Stage, ours: socket.socket) -> None:
+    wire = Wire(sslcontext=object(), socket=ours)
+    connection = by_hand(stage, wire)
+    connection.data_received(request(headers=[(b"Connection", b"close")]))
+    await (await stage.next()).answer(b"one")
+    await until(lambda: "close" in wire.calls)
+    assert ours.recv(1) == b"", "it is as if the client had hung up"
+    assert ours.send(b"more") == 4, "what is still unsent goes out"
+    connection.eof_received()
+    assert {*wire.calls} == {"close"}
+    connection.shutdown()
+    assert connection._state.connections, "something of the answer may still be on its way"
+    connection.connection_lost(None)
+    assert not connection._state.connections
+
+
+def test_a_connection_that_is_lost_has_no_socket_whose_descriptor_may_be_anothers_by_now() -> None:
+    cycle.close(wire := Wire(sslcontext=object()))
     assert wire.calls == ["close"]
+
+
+def test_without_tls_to_close_is_all_that_it_takes(ours: socket.socket) -> None:
+    cycle.close(Wire(socket=ours))
+    with pytest.raises(BlockingIOError):
+        ours.recv(1)
 
 
 async def test_a_server_that_stops_waits_for_nobody_who_is_idle_and_lets_go_of_them_after_one_more_answer(
