@@ -166,6 +166,14 @@ def test_the_latest_number_is_that_of_the_newest_entry(recall: Recall, tmp_path:
     assert Recall(tmp_path / "another").latest() == 0
 
 
+def test_totals_are_since_the_earliest_moment_that_they_are_of(recall: Recall, tmp_path: Path) -> None:
+    assert recall.since() == NOW - HOUR
+    another = History(tmp_path / "another", days=1)
+    another.write([])
+    another.close(0)
+    assert Recall(tmp_path / "another").since() is None
+
+
 def test_totals_are_those_of_all_entries(recall: Recall) -> None:
     totals = recall.totals()
     expected = {

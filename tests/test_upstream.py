@@ -13,9 +13,11 @@ import httpx
 import pytest
 
 from proxy.errors import Failure
+from proxy.exchange import Call, Exchange
 from proxy.upstream import TRANSLATION, asked_for, backoff, translated, trust
+from proxy.upstream import Upstream as FarBank
 from proxy.values import target as read_target
-from tests.conftest import CLIENT_KEY, SWAP, Start
+from tests.conftest import CLIENT_KEY, SWAP, SettingsOf, Start
 from tests.peers import Upstream, answer, free_port, request
 from tests.test_connection import OK
 from tests.test_dial import Authority, Secure, found
@@ -116,6 +118,30 @@ async def test_an_upstream_that_does_not_shake_hands_in_time_is_a_504(
 ) -> None:
     status, error = await ask(start, OXY_TARGET=f"https://127.0.0.1:{upstream.port}", **{setting: "50"})
     assert (status, error["message"]) == (504, "Timeout while connecting to the upstream")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {"connect": 3.0, "read": 5.0, "write": 5.0, "pool": 3.0}),
+        (9.0, {"connect": 3.0, "read": 9.0, "write": 9.0, "pool": 3.0}),
+        (2.0, dict.fromkeys(("connect", "read", "write", "pool"), 2.0)),
+    ],
+)
+async def test_to_connect_takes_its_share_of_the_time_to_the_head(
+    settings_of: SettingsOf, given: float | None, expected: dict[str, float]
+) -> None:
+    heard: list[dict[str, float]] = []
+
+    def hear(asked: httpx.Request) -> httpx.Response:
+        heard.append(asked.extensions["timeout"])
+        return httpx.Response(200, stream=httpx.ByteStream(b""))
+
+    times = {"OPENAI_PROXY_TRANSPORT_CONNECT_TIMEOUT_MS": "3000", "OPENAI_PROXY_UPSTREAM_TIMEOUT_MS": "5000"}
+    bank = FarBank(settings_of(**times), httpx.MockTransport(hear))
+    call = Call("GET", b"/v1/models", [], None, timeout=given)
+    await (await bank.open(Exchange(id="1", method="GET", path="/v1/models"), call)).close()
+    assert heard == [expected]
 
 
 async def test_an_upstream_that_is_silent_is_a_504(start: Start, upstream: Upstream) -> None:

@@ -132,6 +132,19 @@ async def test_an_upstream_that_closes_and_does_not_hang_up_ends_the_session(
         await there.closed()
 
 
+async def test_an_upstream_that_closes_has_a_moment_to_hang_up_itself(start: Start, upstream: Upstream) -> None:
+    async with start() as proxy:
+        client, there = await raw_session(proxy, upstream)
+        await there.say(b"\x88\x02\x0f\xa0")
+        await there.until(b"\x88\x82")
+        await there.reader.readexactly(6)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await there.reader.read()
+        there.writer.close()
+        await client.until(b"\x88\x02\x0f\xa0")
+
+
 async def test_what_an_upstream_said_before_it_closed_outlasts_its_connection(
     start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
