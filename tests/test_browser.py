@@ -211,12 +211,16 @@ async def test_a_page_asks_again_where_it_hears_nothing_or_is_refused(
     monkeypatch.setattr(board, "TURN", 0.05)
     desk.history.write([written(path="/v1/new")])
     await page.unroute("**/live*")
+    await page.route("**/live*", lambda _: None)  # as one would that is stuck
     await page.clock.fast_forward(21_000)
+    await expect(status).to_have_text("Connecting")
+    await page.unroute("**/live*")
+    await page.clock.fast_forward(46_000)
     await expect(paths(page)).to_have_text(["/v1/new"])
     await expect(status).to_have_text("Live")
 
 
-async def test_a_page_that_hears_that_all_is_well_asks_once(
+async def test_a_page_that_hears_how_it_is_asks_once_and_never_while_it_pauses(
     desk: Desk, open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board, "SILENCE", 1)
@@ -229,6 +233,14 @@ async def test_a_page_that_hears_that_all_is_well_asks_once(
     for _ in range(3):
         await page.clock.fast_forward(40_000)
         await page.wait_for_timeout(200)  # of the proxy's time, in which it says that it is alive
+    desk.file.rename(desk.file.with_name("away"))
+    for _ in range(3):
+        await expect(page.get_by_role("status")).to_contain_text("cannot be read")
+        await page.clock.fast_forward(40_000)
+        await page.wait_for_timeout(200)  # in which it says what the matter is
+    await page.get_by_role("button", name="Pause").click()
+    await page.clock.fast_forward(120_000)
+    await expect(page.get_by_role("status")).to_have_text("Paused")
     assert len(asked) == 1
 
 
@@ -247,6 +259,27 @@ async def test_an_entry_that_is_open_stays_where_it_is(desk: Desk, open_page: Op
     await page.locator("summary").click()
     await expect(paths(page)).to_have_text(["/v1/third", "/v1/second", "/v1/first"])
     await expect(status).to_have_text("Live")
+    desk.history.write([written(path="/v1/fourth")])
+    await expect(page.locator("dt:text-is('Requests') + dd")).to_contain_text("4")
+    await page.wait_for_timeout(200)  # in which it would come once more, were it asked for twice
+    await expect(paths(page)).to_have_text(["/v1/fourth", "/v1/third", "/v1/second", "/v1/first"])
+
+
+async def test_an_entry_that_is_closed_while_the_page_pauses_lets_nothing_in(desk: Desk, open_page: Open) -> None:
+    desk.history.write([written(path="/v1/first")])
+    page = await open_page("/log")
+    status, pause = page.get_by_role("status"), page.get_by_role("button", name="Pause")
+    await expect(status).to_have_text("Live")
+    await page.locator("summary").click()
+    desk.history.write([written(path="/v1/second")])
+    await expect(status).to_have_text("Live; new entries wait while one is open")
+    await pause.click()
+    await page.locator("summary").click()
+    await page.wait_for_timeout(200)
+    await expect(status).to_have_text("Paused")
+    await expect(paths(page)).to_have_text(["/v1/first"])
+    await pause.click()
+    await expect(paths(page)).to_have_text(["/v1/second", "/v1/first"])
 
 
 async def test_the_form_filters_and_what_comes_is_filtered_too(desk: Desk, open_page: Open) -> None:

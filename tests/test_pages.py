@@ -90,6 +90,7 @@ async def test_the_page_says_which_key_is_wanted_and_shows_none(start: Start, mo
     api_key, hint = next(hint for name, hint in KEY_HINTS.items() if name == mode)
     assert f'api_key="{api_key}"' in shown
     assert hint in shown.replace("&#x27;", "'")
+    assert ("default_headers" in shown) == (mode == "guarded")
     assert CLIENT_KEY not in shown
     assert UPSTREAM_KEY not in shown
 

@@ -342,7 +342,11 @@ def test_over_tls_too_nobody_waits_at_the_end_for_a_client_that_has_its_answer(
 
 
 @pytest.mark.untraced
-@pytest.mark.parametrize("answered", [b"\x88\x02\x03\xe8", b"HTTP/1.1 403 No\r\nContent-Length: 3\r\n\r\nno!"])
+@pytest.mark.parametrize(
+    "answered",
+    [b"\x88\x02\x03\xe8", b"HTTP/1.1 403 No\r\nContent-Length: 3\r\n\r\nno!", b""],
+    ids=["a close", "a refusal", "nothing"],
+)
 def test_over_tls_too_nobody_waits_at_the_end_for_a_client_that_leaves_its_websocket_open(
     run: Run, listener: socket.socket, answered: bytes
 ) -> None:
@@ -358,10 +362,13 @@ def test_over_tls_too_nobody_waits_at_the_end_for_a_client_that_leaves_its_webso
             if answered.startswith(b"\x88"):
                 [nonce] = re.findall(rb"(?i)sec-websocket-key: (\S+)", head)
                 there.sendall(SWITCHING % accept_key(nonce.decode()).encode())
-            there.sendall(answered)
-            until(client, answered[-3:])
-        process.tell(signal.SIGTERM)
-        assert process.status() == 0  # while the client keeps the connection, and does not look at it
+            if answered:
+                there.sendall(answered)
+                until(client, answered[-3:])
+            process.tell(signal.SIGTERM)
+            if not answered:
+                until(client, b"HTTP/1.1 503")
+            assert process.status() == 0  # while the client keeps the connection, and does not look at it
     assert process.news == []
 
 
