@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Route, async_playwright, expect
 
 from proxy import board
 from proxy.settings import load
@@ -211,12 +211,19 @@ async def test_a_page_asks_again_where_it_hears_nothing_or_is_refused(
     monkeypatch.setattr(board, "TURN", 0.05)
     desk.history.write([written(path="/v1/new")])
     await page.unroute("**/live*")
-    await page.route("**/live*", lambda _: None)  # as one would that is stuck
+    stuck: list[Route] = []
+
+    async def hold_the_first(route: Route) -> None:
+        if stuck:
+            await route.continue_()
+        stuck.append(route)
+
+    await page.route("**/live*", hold_the_first)
     await page.clock.fast_forward(21_000)
     await expect(status).to_have_text("Connecting")
-    await page.unroute("**/live*")
     await page.clock.fast_forward(46_000)
     await expect(paths(page)).to_have_text(["/v1/new"])
+    await expect(page.get_by_text("Nothing yet")).to_have_count(0)
     await expect(status).to_have_text("Live")
 
 
