@@ -145,6 +145,23 @@ async def test_an_upstream_that_closes_has_a_moment_to_hang_up_itself(start: Sta
         await client.until(b"\x88\x02\x0f\xa0")
 
 
+async def test_an_upstream_that_goes_on_before_it_answers_a_close_has_its_time(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream_websocket.PARTING", 0)
+    async with start() as proxy:
+        client, there = await raw_session(proxy, upstream)
+        await client.say(b"\x88\x80\0\0\0\0")
+        await there.until(b"\x88\x80")
+        await there.reader.readexactly(4)
+        await there.say(b"\x81\x04last")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await there.reader.read()
+        await there.say(b"\x88\0")
+        await there.closed()
+
+
 async def test_what_an_upstream_said_before_it_closed_outlasts_its_connection(
     start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
