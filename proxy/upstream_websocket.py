@@ -101,7 +101,7 @@ class WebSocketUpstream:
             self._tls = await asyncio.to_thread(trust, self._target, self._authorities)  # it takes a tenth of a second
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers]
         try:
-            return Remote(await (self._dial(make, fields, self._by) if self._by else self._tunnel(make, fields)))
+            return Remote(await (self._dial(make, fields, self._by) if self._by else self._by_library(make, fields)))
         except InvalidStatus as refusal:
             raise refused(refusal.response) from None
         except (InvalidHandshake, ImportError, OSError) as problem:
@@ -121,8 +121,8 @@ class WebSocketUpstream:
         connection.start_keepalive()
         return connection
 
-    async def _tunnel(self, make: Make, fields: Texts) -> ClientConnection:
-        """Go through an outbound proxy of another kind."""
+    async def _by_library(self, make: Make, fields: Texts) -> ClientConnection:
+        """Have the library go through an outbound proxy of another kind."""
         scheme = "wss" if self._tls else "ws"
         async with within(self._timeout, "Timeout while waiting for the upstream's response", "ReadTimeout"):
             return await Opening(
