@@ -75,6 +75,9 @@ BEYOND = """() => [...document.querySelectorAll(".card dt, .card dd, .card small
   return words.getBoundingClientRect().right > element.closest(".card").getBoundingClientRect().right;
 }).map((element) => element.textContent)"""
 
+# An event of the page's stream, once the page has heard it.
+NEXT = "(kind) => new Promise((heard) => source.addEventListener(kind, () => heard(), {once: true}))"
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
@@ -239,12 +242,12 @@ async def test_a_page_that_hears_how_it_is_asks_once_and_never_while_it_pauses(
     await expect(page.get_by_role("status")).to_have_text("Live")
     for _ in range(3):
         await page.clock.fast_forward(40_000)
-        await page.wait_for_timeout(200)  # of the proxy's time, in which it says that it is alive
+        await page.evaluate(NEXT, "alive")
     desk.file.rename(desk.file.with_name("away"))
     for _ in range(3):
         await expect(page.get_by_role("status")).to_contain_text("cannot be read")
         await page.clock.fast_forward(40_000)
-        await page.wait_for_timeout(200)  # in which it says what the matter is
+        await page.evaluate(NEXT, "trouble")
     await page.get_by_role("button", name="Pause").click()
     await page.clock.fast_forward(120_000)
     await expect(page.get_by_role("status")).to_have_text("Paused")
