@@ -173,7 +173,7 @@ def names(text: str) -> tuple[str, ...]:
     """Read names separated by commas, such as log and tables show them."""
     found = listed(text)
     if not all(re.fullmatch(r"[\w.@-]{1,40}", item, re.ASCII) for item in found):
-        raise ValueError("a name is made of letters, digits and any of .@_-, 40 at most")
+        raise ValueError("a name is made of letters from a to z, digits and any of .@_-, 40 at most")
     if len({*found}) < len(found):
         raise ValueError("a name is there twice")
     return found

@@ -455,6 +455,7 @@ def test_the_mode_follows_from_the_keys(settings_of: SettingsOf, environ: dict[s
         ({"SECURITY_KEY": "a,b", "PROXY_KEY_NAMES": "x,x"}, "PROXY_KEY_NAMES: a name is there twice"),
         ({"SECURITY_KEY": "a", "PROXY_KEY_NAMES": "a b"}, "PROXY_KEY_NAMES: a name is made of letters"),
         ({"SECURITY_KEY": "a", "PROXY_KEY_NAMES": "x" * 41}, "PROXY_KEY_NAMES: a name is made of letters"),
+        ({"SECURITY_KEY": "a", "PROXY_KEY_NAMES": "jörg"}, "PROXY_KEY_NAMES: a name is made of letters from a to z"),
         ({"ACCESS_TOKEN": "c", "SECURITY_KEY": "a,c"}, "ACCESS_TOKEN is a key as well"),
         ({"ACCESS_TOKEN": "u", "OPENAI_API_KEY": "u", "SECURITY_KEY": "c"}, "ACCESS_TOKEN is a key as well"),
         ({"OPENAI_API_KEY": '"u"'}, "OPENAI_API_KEY: it stands in quotation marks"),
