@@ -51,6 +51,7 @@ def workspace(settings: Settings) -> Iterator[Settings]:
             yield replace(settings, history=settings.history or folder / "history.sqlite")
         finally:
             os.environ.pop(DIRECTORY, None)
+            clear(folder)
             if held is not None:
                 os.close(held)
 
@@ -69,8 +70,19 @@ def remove_abandoned() -> None:
             if os.fstat(held).st_uid == os.geteuid():
                 with suppress(OSError):
                     place(folder).unlink(missing_ok=True)
+                clear(folder)
                 shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
+
+
+def clear(folder: Path) -> None:
+    """Remove all but the mark, which is to go last: without it, what is cut off in the middle would stay for ever."""
+    with suppress(OSError):
+        for found in folder.iterdir():
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            elif found.name != MARK:
+                found.unlink()
 
 
 def lock(folder: Path, *, alone: bool) -> int | None:

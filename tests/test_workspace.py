@@ -87,6 +87,28 @@ def test_what_a_killed_run_has_left_is_removed_at_the_next_start(settings_of: Se
         assert inside.history.parent.exists()
 
 
+def test_what_is_cut_off_while_it_removes_leaves_the_mark(
+    settings_of: SettingsOf, left: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, unlink, beside = [left("oxy-1")], os.unlink, {}
+
+    def unlinked(path: str | Path, *, dir_fd: int | None = None) -> None:
+        if Path(path).name == MARK:
+            beside.update({folder: os.listdir(folder) for folder in folders if folder.exists()})
+        unlink(path, dir_fd=dir_fd)
+
+    with workspace(settings_of(PROXY_WORKERS="2")) as inside:
+        assert inside.history is not None
+        folders = [left("oxy-2"), inside.history.parent]
+        for folder in folders:
+            for number in range(20):  # in which order they go is the file system's affair
+                (folder / f"history-{number}").touch()
+        monkeypatch.setattr(os, "unlink", unlinked)
+        remove_abandoned()
+        folders.pop(0)
+    assert [*beside.values()] == [[MARK], [MARK]]
+
+
 def test_what_a_link_leads_to_stays(left: Left, tmp_path: Path) -> None:
     theirs = left("theirs")
     (tmp_path / "oxy-1").symlink_to(theirs)
