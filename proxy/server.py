@@ -178,7 +178,7 @@ def serving(settings: Settings, sock: socket.socket) -> Iterator[None]:
     """Serve from a thread for as long as the block lasts, without a line of the log on stdout."""
     config = configure(replace(settings, shutdown_grace=0.5))
     config.loop = "asyncio"  # uvloop's may hang in `close` where another loop of this process holds the other ends
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     with redirect_stdout(None):
         thread.start()

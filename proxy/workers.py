@@ -39,6 +39,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what runs finish; told to stop again, cut it off, and let the books be written all the same."""
+        for listener in self.servers:
+            listener.close()
+        self.servers = []  # asyncio's would wait, from Python 3.12 on, for idle connections too: for the whole grace
         await super().shutdown(sockets)
         if not self.force_exit:
             return

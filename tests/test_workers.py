@@ -495,3 +495,23 @@ def test_one_that_hangs_beyond_the_grace_time_is_ended(troupe: Callable[[], Work
     handlers[signal.SIGTERM](signal.SIGTERM, None)
     some.join_all()
     assert [one.exitcode for one in some.processes] == [-9] * 2
+
+
+async def test_a_stop_waits_for_no_connection_of_a_loop_that_would() -> None:
+    closed = []
+
+    class Listener:
+        def close(self) -> None:
+            closed.append(self)
+
+        async def wait_closed(self) -> None:  # asyncio's, from Python 3.12 on, as long as an idle connection is open
+            await asyncio.Event().wait()
+
+    async def nothing() -> None:
+        pass
+
+    server: Any = Server(uvicorn.Config("nowhere", timeout_graceful_shutdown=SOON))
+    server.servers, server.lifespan = [listener := Listener()], SimpleNamespace(shutdown=nothing)
+    async with asyncio.timeout(SOON - 2):
+        await server.shutdown()
+    assert closed == [listener]
