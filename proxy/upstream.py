@@ -86,7 +86,7 @@ class Upstream:
         self.prepares = settings.azure != "off" or self._entra is not None
         self._last_segment = self._prefix[self._prefix.rfind(b"/") :]
         self._connect_timeout = settings.connect_timeout
-        self._timeouts = self._within(settings.upstream_timeout)
+        self.timeouts = self._within(settings.upstream_timeout)  # of a call that has none of its own
 
     async def open(self, exchange: Exchange, call: Call) -> Answer:
         """Send the call; return its answer when the head is there.
@@ -95,7 +95,7 @@ class Upstream:
         Raises `Failure`, or httpx's exceptions, as reading the answer does; `translated` says what they mean.
         """
         if call.timeout is None:
-            exchange.timeout = self._timeouts.read
+            exchange.timeout = self.timeouts.read
         if self.prepares:
             call.shaped = None
             await self.prepare(call)
@@ -128,7 +128,7 @@ class Upstream:
 
     async def _open(self, call: Call) -> Answer:
         headers = [self._host, *call.headers]
-        timeouts = self._timeouts if call.timeout is None else self._within(call.timeout)
+        timeouts = self.timeouts if call.timeout is None else self._within(call.timeout)
         target = self.place(call.target)
         answer = await self._bank.open(call.method, target, headers, call.body, timeouts, call.shaped)
         if not 200 <= answer.status <= 599:  # RFC 9110 15: no other status can be a final one

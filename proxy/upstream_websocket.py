@@ -59,7 +59,10 @@ class Refused(Exception):
 
 
 class WebSocketUpstream:
-    """Opens sessions with the one target that the settings name. `upstream` tells which path stands before theirs."""
+    """Opens sessions with the one target that the settings name.
+
+    `upstream` tells which path stands before theirs, and how long it may take.
+    """
 
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._target = settings.target
@@ -70,8 +73,7 @@ class WebSocketUpstream:
         # Through proxies of other kinds it is the library that connects.
         self._by = way_out(self._proxy) if self._proxy is None or settings.by_tunnel else None
         self._max_size = settings.websocket_max
-        self._timeout = settings.upstream_timeout
-        self._connect_timeout = min(settings.connect_timeout, self._timeout)  # as for a request (`Upstream`)
+        self._timeouts = upstream.timeouts
         self._tls: ssl.SSLContext | None = None
 
     async def open(self, call: Call, subprotocols: list[bytes]) -> "Remote":
@@ -110,10 +112,10 @@ class WebSocketUpstream:
     async def _dial(self, make: Make, fields: Texts, by: Dial) -> ClientConnection:
         """Go straight to the target, or through a tunnel."""
         address = (self._target.host, self._target.port)
-        async with within(self._connect_timeout, "Timeout while connecting to the upstream", "ConnectTimeout"):
+        async with within(self._timeouts.connect, "Timeout while connecting to the upstream", "ConnectTimeout"):
             connection = await by(asyncio.get_running_loop(), make, address, self._tls)
         try:
-            async with within(self._timeout, "Timeout while waiting for the upstream's response", "ReadTimeout"):
+            async with within(self._timeouts.read, "Timeout while waiting for the upstream's response", "ReadTimeout"):
                 await connection.handshake(fields, None)
         except BaseException:
             connection.transport.abort()
@@ -124,7 +126,7 @@ class WebSocketUpstream:
     async def _by_library(self, make: Make, fields: Texts) -> ClientConnection:
         """Have the library go through an outbound proxy of another kind."""
         scheme = "wss" if self._tls else "ws"
-        async with within(self._timeout, "Timeout while waiting for the upstream's response", "ReadTimeout"):
+        async with within(self._timeouts.read, "Timeout while waiting for the upstream's response", "ReadTimeout"):
             return await Opening(
                 f"{scheme}://{self._target.authority}",
                 proxy=self._proxy,
@@ -257,7 +259,7 @@ def pairs(response: Response) -> Pairs:
 
 
 @asynccontextmanager
-async def within(seconds: float, message: str, detail: str) -> AsyncIterator[None]:
+async def within(seconds: float | None, message: str, detail: str) -> AsyncIterator[None]:
     """Raise `UpstreamTimeout` with that message, and httpx's word for it as the detail, if the block takes longer."""
     try:
         async with asyncio.timeout(seconds):

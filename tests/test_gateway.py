@@ -14,9 +14,9 @@ from starlette.types import Message
 
 from proxy.app import relay_app
 from proxy.entry import Facts
-from proxy.errors import Pairs
+from proxy.errors import Forbidden, Pairs
 from proxy.exchange import Request
-from proxy.gateway import MOST_OF_A_PATH, meet
+from proxy.gateway import MOST_OF_A_PATH, let_go_of_frames, meet
 from proxy.recall import Recall
 from tests.conftest import CLIENT_KEY, SWAP, SettingsOf, Start
 from tests.peers import Heard, Peer, Upstream, answer, chunked, request
@@ -537,3 +537,22 @@ class Gathered:
 
     async def drain(self) -> None:
         """Return at once."""
+
+
+def fail(within: Exception, problem: Exception, cause: Exception | None) -> None:
+    try:
+        raise within
+    except type(within):
+        raise problem from cause
+
+
+def test_no_frame_is_kept_by_a_failure_nor_by_what_it_came_from() -> None:
+    chain = (Forbidden("no"), KeyError(), ArithmeticError(), LookupError())
+    failure, context, cause, its_context = chain
+    with pytest.raises(ArithmeticError):
+        fail(its_context, cause, None)
+    with pytest.raises(Forbidden):
+        fail(context, failure, cause)
+    assert all(one.__traceback__ for one in chain)
+    let_go_of_frames(failure)
+    assert not any(one.__traceback__ for one in chain)

@@ -6,13 +6,16 @@ import json
 import threading
 import zlib
 from collections.abc import Collection, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from proxy import counter, jsontext, objects
 from proxy.access import Access
 from proxy.aside import MOST_AT_ONCE
+from proxy.errors import BadRequest, Forbidden
+from proxy.own import Own
 from proxy.rewrites import chat
 from proxy.routes import Relay
 from proxy.values import MEGABYTE
@@ -432,6 +435,17 @@ async def test_a_wrong_key_is_refused_wherever_it_stands(proxy: Running, upstrea
     for target in (b"/openai2/resp_1", b"/openai2/resp_1?security_key=wrong", b"/openai2/a/input_items?key=" + KEY):
         assert (await ask(proxy, request("GET", target))).status == 403
     assert upstream.accepted == 0
+
+
+def test_a_complaint_that_is_not_said_is_what_the_refusal_came_from(settings_of: SettingsOf) -> None:
+    """So that whoever takes the frames from the one takes them from the other (`gateway.let_go_of_frames`)."""
+    settings = settings_of(**SWAP)
+    access = Access(settings)
+    shared = counter.Counter(settings, access, Relay(settings, access))
+    request, complaint = cast(Any, SimpleNamespace(headers=[])), BadRequest("not JSON")
+    with pytest.raises(Forbidden) as refusal:
+        shared.admit(cast(Any, None), request, Own(), complaint)
+    assert refusal.value.__cause__ is complaint
 
 
 # ---- how much is taken
